@@ -1,0 +1,67 @@
+"""The line between a child process and its supervisor: JSON lines out, words in.
+
+A child says what it does on its standard output, one JSON object a line, and hears `stop` and `shrink` on its
+standard input. When the supervisor dies the input ends, which counts as `stop`: nothing trains on unseen.
+Pipes work alike on Linux, macOS and Windows; signals don't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from typing import IO, Any
+
+from lowmem_seq.errors import LowmemSeqError
+
+SECONDS_TO_SAVE = 60.0
+"""How long a child whose supervisor died may take to save and end by itself."""
+
+
+class Channel:
+    """A child's end of the line."""
+
+    def __init__(self, listen: bool = True) -> None:
+        self._out: IO[str] | None = None
+        self._stop = threading.Event()
+        self._shrink = threading.Event()
+        if listen:
+            self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's print must not garble the line
+            threading.Thread(target=self._listen, name="supervisor", daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            if line.strip() == "stop":
+                self._stop.set()
+            elif line.strip() == "shrink":
+                self._shrink.set()
+        self._stop.set()
+        deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, args=(4,))
+        deadline.daemon = True
+        deadline.start()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this process shall save its last complete step and end."""
+        return self._stop.is_set()
+
+    def take_shrink_request(self) -> bool:
+        """Whether the tree came near its cap since this was last asked."""
+        asked = self._shrink.is_set()
+        self._shrink.clear()
+        return asked
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send one message; a supervisor that is gone hears nothing."""
+        if self._out is None:
+            return
+        with contextlib.suppress(OSError):
+            self._out.write(json.dumps(message, ensure_ascii=False) + "\n")
+            self._out.flush()
+
+    def say_error(self, error: LowmemSeqError) -> None:
+        """Send an error, for the supervisor to raise again."""
+        self.say({"event": "error", "exit_code": error.exit_code, "message": error.message, "hint": error.hint})

@@ -1,0 +1,1 @@
+"""Checkpoints: tensors to bytes (codec), and folders that exist wholly or not at all (store)."""

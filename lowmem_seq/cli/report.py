@@ -1,0 +1,27 @@
+"""`lowmem-seq report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from lowmem_seq.report.summary import find_runs, summarise_all
+from lowmem_seq.report.table import markdown_table, terminal_table
+
+
+def report(
+    run_dirs: list[Path] = typer.Argument(None, help="Run folders. Default: every run under ./runs."),
+    markdown: bool = typer.Option(False, "--markdown", help="Print a Markdown table."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON, one object a run."),
+) -> None:
+    """Show what runs came to, in a table: lowmem-seq report runs/*."""
+    summaries = summarise_all(find_runs(run_dirs or [], Path("runs")))
+    if as_json:
+        typer.echo(json.dumps(summaries, indent=2, ensure_ascii=False))
+    elif markdown:
+        typer.echo(markdown_table(summaries), nl=False)
+    else:
+        Console(highlight=False).print(terminal_table(summaries))

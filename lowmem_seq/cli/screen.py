@@ -1,0 +1,214 @@
+"""What a session looks like: one progress display in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lowmem_seq.config import RunConfig
+from lowmem_seq.memory.plan import Plan
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.child import Message
+from lowmem_seq.units import format_bytes, format_seconds
+
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_DRAWS = 0.25
+
+
+class SessionScreen:
+    """Shows one session; everything it says can be found again in the run folder's events."""
+
+    def __init__(self, console: Console, run: RunFolder, config: RunConfig, quiet: bool) -> None:
+        self._console, self._run, self._config, self._quiet = console, run, config, quiet
+        self._plan: Plan | None = None
+        self._live: Live | None = None
+        self._activity = "starting"
+        self._step = self._total_steps = self._first_step = 0
+        self._epoch = self._epochs = 0.0
+        self._figures: dict[str, float] = {}
+        self._memory = (0, 0, 0)
+        self._began = self._saved_at = self._line_at = self._drawn_at = time.monotonic()
+        self._saved_step: int | None = None
+        self._stopping = False
+
+    def __enter__(self) -> SessionScreen:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(self._draw(), console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    # What the supervisor tells.
+
+    def show(self, message: Message) -> None:
+        """Take in what a child said, and show it."""
+        handler = getattr(self, f"_on_{message.get('event')}", None)
+        if handler is not None:
+            handler(message)
+        self._refresh(force=handler is not None and message.get("event") != "progress")
+
+    def show_plan(self, plan: Plan) -> None:
+        """Take in the plan that the session will follow."""
+        self._plan = plan
+
+    def show_memory(self, tree: int, peak: int, cap: int) -> None:
+        """Show what the process tree holds, its peak, and its cap, all in bytes."""
+        self._memory = (tree, peak, cap)
+        self._refresh()
+
+    def show_stopping(self) -> None:
+        """Show that the stop that was asked for is under way."""
+        self._stopping = True
+        self._activity = "stopping: the last complete step is being saved (again to leave at once)"
+        self._line(f"{self._activity}")
+
+    # What the children say.
+
+    def _on_packing(self, message: Message) -> None:
+        self._activity = f"{message['what']}: {message['done']:,}" + (
+            f" of {message['total']:,}" if message.get("total") else ""
+        )
+
+    def _on_probed(self, message: Message) -> None:
+        self._activity = f"measuring memory and speed at micro-batch {message['micro_batch']}"
+
+    def _on_session_started(self, message: Message) -> None:
+        self._first_step = self._step = int(message["step"])
+        self._total_steps, self._epochs = int(message["total_steps"]), float(message["epochs"])
+        self._epoch = self._step / self._total_steps * self._epochs
+        self._began = self._saved_at = time.monotonic()
+        self._saved_step = self._step or None
+        self._activity = "training"
+        self._line(self._headline(message))
+
+    def _on_progress(self, message: Message) -> None:
+        self._take_step(message)
+
+    def _on_train(self, message: Message) -> None:
+        self._take_step(message)
+        self._figures["images_per_second"] = float(message["images_per_second"])
+        if self._live is None and time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
+            self._line_at = time.monotonic()
+            self._line(self._plain_progress())
+
+    def _on_evaluating(self, message: Message) -> None:
+        self._activity = f"evaluating {message['images']:,} images"
+
+    def _on_validation(self, message: Message) -> None:
+        self._activity = "training"
+        self._figures["val_accuracy"] = float(message["val_accuracy"])
+        self._line(
+            f"epoch {message['epoch']:.0f}: validation accuracy {message['val_accuracy']:.2%}, "
+            f"loss {message['val_loss']:.4f}"
+        )
+
+    def _on_checkpoint(self, message: Message) -> None:
+        self._saved_at, self._saved_step = time.monotonic(), int(message["step"])
+
+    def _on_checkpoint_broken(self, message: Message) -> None:
+        self._console.print(Text(f"warning: {message['message']}", style="bold yellow"))
+
+    def _on_micro_batch_changed(self, message: Message) -> None:
+        self._line(f"micro-batch {message['micro_batch_before']} -> {message['micro_batch']}: {message['cause']}")
+
+    def _take_step(self, message: Message) -> None:
+        if not self._stopping:
+            self._activity = "training"
+        self._step, self._epoch = int(message["step"]), float(message["epoch"])
+        self._figures["train_loss"] = float(message["train_loss"])
+
+    # How it looks.
+
+    def _headline(self, started: Message) -> str:
+        classes = started["classes"]
+        named = ", ".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
+        lines = [
+            f"model   {self._config.name}, {started['parameters'] / 1e6:.2f}M parameters",
+            f"data    {self._config.data.source} ({named}): {started['train_images']:,} training, "
+            f"{started['validation_images']:,} validation, {started['test_images']:,} test images",
+            f"device  {started['device']}, {started['precision']}, {started['threads']} threads",
+        ]
+        if self._plan is not None:
+            lines.append(describe_plan(self._plan, int(started["effective_batch"])))
+        lines.append(f"run     {self._run.path}")
+        if self._step:
+            lines.append(f"resumes after step {self._step:,} of {self._total_steps:,}")
+        return "\n".join(lines)
+
+    def _seconds_left(self) -> float | None:
+        done = self._step - self._first_step
+        if done <= 0:
+            return None
+        return (time.monotonic() - self._began) / done * (self._total_steps - self._step)
+
+    def _parts(self) -> list[str]:
+        tree, _, cap = self._memory
+        figures, left = self._figures, self._seconds_left()
+        parts = []
+        if "train_loss" in figures:
+            parts.append(f"loss {figures['train_loss']:.3f}")
+        if "val_accuracy" in figures:
+            parts.append(f"validation {figures['val_accuracy']:.1%}")
+        if "images_per_second" in figures:
+            parts.append(f"{figures['images_per_second']:,.0f} images/s")
+        if cap:
+            parts.append(f"RAM {format_bytes(tree)} of {format_bytes(cap)}")
+        if left is not None:
+            parts.append(f"about {format_seconds(left)} left")
+        if self._saved_step is not None:
+            parts.append(f"saved {format_seconds(time.monotonic() - self._saved_at)} ago")
+        elif self._total_steps:
+            parts.append("not saved yet")
+        return parts
+
+    def _plain_progress(self) -> str:
+        return f"step {self._step:,}/{self._total_steps:,}, epoch {self._epoch:.1f}/{self._epochs:g}, " + ", ".join(
+            self._parts()
+        )
+
+    def _draw(self) -> Group:
+        if not self._total_steps:
+            return Group(Text(self._activity, style="cyan"))
+        top = Table.grid(padding=(0, 1))
+        top.add_row(
+            Text(f"step {self._step:,}/{self._total_steps:,}", style="bold"),
+            ProgressBar(total=self._total_steps, completed=self._step, width=28),
+            Text(f"epoch {self._epoch:.1f}/{self._epochs:g}"),
+            Text(self._activity if self._activity != "training" else "", style="cyan"),
+        )
+        return Group(top, Text(" · ".join(self._parts())))
+
+    def _refresh(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._live is not None and (force or now - self._drawn_at > SECONDS_BETWEEN_DRAWS):
+            self._drawn_at = now
+            self._live.update(self._draw(), refresh=True)
+
+    def _line(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text))
+
+
+def describe_plan(plan: Plan, effective_batch: int) -> str:
+    """Return the plan in a line for people."""
+    cap = format_bytes(plan.cap_bytes) + (" (70 % of what is free)" if plan.cap_source == "machine" else "")
+    return (
+        f"plan    micro-batches of {plan.micro_batch} for a batch of {effective_batch}; expected "
+        f"{plan.predicted_images_per_second:,.0f} images/s and {format_bytes(plan.predicted_peak_bytes)} "
+        f"under a cap of {cap}"
+    )
+
+
+def describe_result(summary: dict[str, Any]) -> str:
+    """Return the test result in a line for people."""
+    return f"test accuracy {summary['test_accuracy']:.2%}, test loss {summary['test_loss']:.4f}"

@@ -1,0 +1,198 @@
+"""`lowmem-seq train` and `lowmem-seq resume`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from lowmem_seq.cli.screen import SessionScreen, describe_plan, describe_result
+from lowmem_seq.config import RunConfig, load_preset, override, validate
+from lowmem_seq.errors import StoppedError, UsageError
+from lowmem_seq.report.summary import summarise
+from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
+from lowmem_seq.supervisor import session
+from lowmem_seq.units import format_bytes, format_seconds
+
+DIGITS = ("mnist",)
+"""Data whose mirror images mean something else, or nothing."""
+
+
+def train(
+    preset: str = typer.Argument(help="A preset (small, medium, vanilla, small-plus, ...) or a YAML file."),
+    data: str | None = typer.Option(None, help="A catalogue name, a folder or a zip. Default: the preset's."),
+    classes: str | None = typer.Option(None, help="Only these classes: airplane,bird,cat."),
+    image_size: int | None = typer.Option(None, help="Side of the images, in pixels."),
+    max_ram: str | None = typer.Option(None, help="Cap on the memory of the whole run: 6GB, 6GiB, 800MB."),
+    run_dir: Path | None = typer.Option(None, help="Default: runs/PRESET-DATE-TIME."),
+    epochs: int | None = typer.Option(None, help="Times that every training image is seen."),
+    steps: int | None = typer.Option(None, help="Optimizer steps; ends the run."),
+    seed: int | None = typer.Option(None, help="Key of every random draw."),
+    checkpoint_every: str | None = typer.Option(None, help="200steps, 5min or auto."),
+    device: str | None = typer.Option(None, help="auto, cpu, mps or cuda."),
+    precision: str | None = typer.Option(None, help="auto, fp32 or bf16."),
+    effective_batch: int | None = typer.Option(None, help="Images in an optimizer step."),
+    micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
+    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting of the config."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the result."),
+    dry_run: bool = typer.Option(False, help="Measure and show the plan, train nothing."),
+) -> None:
+    """Train a model: lowmem-seq train small --max-ram 6GB."""
+    settings = load_preset(preset)
+    flags = {
+        "data.source": session.data_source(data) if data is not None else None,
+        "data.classes": _split_classes(classes),
+        "data.image_size": image_size,
+        "machine.max_ram_bytes": max_ram,
+        "recipe.epochs": epochs,
+        "steps": steps,
+        "seed": seed,
+        "checkpoint.every": checkpoint_every,
+        "machine.device": device,
+        "machine.precision": precision,
+        "recipe.effective_batch": effective_batch,
+    }
+    for assignment in set_:
+        override(settings, assignment)
+    _lay_over(settings, flags)
+    _lay_micro_batch(settings, micro_batch)
+    _keep_digits_readable(settings)
+    config = validate(settings)
+    _refuse_a_world()
+    console = Console(highlight=False)
+    if dry_run:
+        _show_plan_only(config, console, quiet)
+        return
+    run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
+    _run_session(run, config, console, quiet, plan_anew=True)
+
+
+def resume(
+    run_dir: Path = typer.Argument(help="The run's folder."),
+    data: str | None = typer.Option(None, help="Where the same images are now."),
+    max_ram: str | None = typer.Option(None, help="Another cap: 4GB."),
+    epochs: int | None = typer.Option(None, help="Another length of the run."),
+    steps: int | None = typer.Option(None, help="Another number of optimizer steps."),
+    device: str | None = typer.Option(None, help="auto, cpu, mps or cuda."),
+    micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the result."),
+) -> None:
+    """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
+    run = open_run(run_dir)
+    _refuse_a_world()
+    settings = run.config.model_dump(mode="json")
+    flags = {
+        "data.source": session.data_source(data) if data is not None else None,
+        "machine.max_ram_bytes": max_ram,
+        "recipe.epochs": epochs,
+        "steps": steps,
+        "machine.device": device,
+    }
+    _lay_over(settings, flags)
+    _lay_micro_batch(settings, micro_batch)
+    config = validate(settings)
+    replan = config.machine != run.config.machine or micro_batch is not None
+    console = Console(highlight=False)
+    with run.locked():
+        if config != run.config:
+            changes = {key: value for key, value in flags.items() if value is not None}
+            run.events.append("config_changed", changes=changes)
+            run.write_config(config)
+        summary = summarise(run)
+    longer = epochs is not None or steps is not None
+    if summary["test_accuracy"] is not None and not longer:
+        console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
+        console.print(Text(f"more: lowmem-seq resume {shlex.quote(str(run.path))} --epochs N"))
+        return
+    _run_session(run, config, console, quiet, plan_anew=replan)
+
+
+def _run_session(run: RunFolder, config: RunConfig, console: Console, quiet: bool, plan_anew: bool) -> None:
+    path = shlex.quote(str(run.path))
+    with run.locked():
+        with SessionScreen(console, run, config, quiet) as screen:
+            session.prepare_data(run, config, screen)
+            plan = session.read_or_make_plan(run, config, screen, anew=plan_anew)
+            screen.show_plan(plan)
+            code = session.train(run, plan, screen)
+        summary = summarise(run)
+    if code == session.STOPPED:
+        raise StoppedError(
+            f"stopped on request after step {summary['step']:,}, which is saved.", f"lowmem-seq resume {path}"
+        )
+    if code == session.LEFT_AT_ONCE:
+        console.print(Text(f"left at once; the last checkpoint stands.\n\nhint: lowmem-seq resume {path}"))
+        raise typer.Exit(session.LEFT_AT_ONCE)
+    console.print(Text(describe_result(summary), style="bold green"))
+    if not quiet:
+        time_used, peak = format_seconds(summary["wall_seconds"]), format_bytes(summary["peak_tree_bytes"])
+        console.print(Text(f"training took {time_used}; peak RAM of all processes {peak}"))
+        console.print(Text(f"weights: {run.weights_file}"))
+        console.print(Text(f"next: lowmem-seq report {path}"))
+
+
+def _show_plan_only(config: RunConfig, console: Console, quiet: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="lowmem-seq-plan-") as folder:
+        run = create_run(Path(folder) / "run", config)
+        with SessionScreen(console, run, config, quiet) as screen:
+            session.prepare_data(run, config, screen)
+            plan = session.make_plan(run, config, screen)
+    console.print(Text(describe_plan(plan, config.recipe.effective_batch)))
+    for point in plan.measurements:
+        console.print(
+            Text(
+                f"        micro-batch {point.micro_batch:>4}: {point.images_per_second:>8,.1f} images/s, "
+                f"trainer's peak {format_bytes(point.peak_bytes)}"
+            )
+        )
+
+
+def _lay_over(settings: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Lay the flags that were given over nested settings, in place."""
+    for key, value in flags.items():
+        if value is None:
+            continue
+        *parents, last = key.split(".")
+        inner = settings
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+
+
+def _lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
+    if text is None:
+        return
+    if text != "auto" and not text.isdecimal():
+        raise UsageError(f"--micro-batch {text!r} is no number of images.", "--micro-batch 32 or auto")
+    settings.setdefault("machine", {})["micro_batch"] = None if text == "auto" else int(text)
+
+
+def _split_classes(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _keep_digits_readable(settings: dict[str, Any]) -> None:
+    """Turn mirroring off for digits, unless the user set it."""
+    if settings.get("data", {}).get("source") in DIGITS:
+        settings.setdefault("augmentation", {}).setdefault("flip", False)
+
+
+def _refuse_a_world() -> None:
+    """Refuse a launch of several processes, which this release would run as several separate trainings.
+
+    Raises:
+        UsageError: a launcher's variables are set.
+    """
+    named = [name for name in ("WORLD_SIZE", "MASTER_ADDR") if os.environ.get(name)]
+    if named and os.environ.get("WORLD_SIZE") != "1":
+        raise UsageError(
+            f"this was started by a launcher of several processes ({', '.join(named)} is set), and this release "
+            "trains on one machine only.",
+            "start it without the launcher: lowmem-seq train ...",
+        )

@@ -1,0 +1,357 @@
+"""What a run is: one validated model of every setting, with units.
+
+A preset is a YAML file in configs/ with these keys; a key it leaves out has the default given here. The command
+line lays `--set a.b=value` and its own flags over a preset, and the result is checked once, here: whatever is
+further inside takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lowmem_seq.errors import UsageError, nearest
+from lowmem_seq.units import Interval, format_bytes, parse_bytes, parse_interval
+
+FORMAT_VERSION = 1
+
+
+def _interval_text(value: object) -> object:
+    if isinstance(value, str):
+        parse_interval(value)
+    return value
+
+
+def _bytes_from_text(value: object) -> object:
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+IntervalText = Annotated[str, BeforeValidator(_interval_text)]
+ByteCount = Annotated[int, BeforeValidator(_bytes_from_text), Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Width = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sequencer2DConfig(_Section):
+    """A Sequencer2D: stages of BiLSTM2D layers over a grid of tokens."""
+
+    architecture: Literal["sequencer2d"]
+    layers: tuple[Width, ...]
+    """Sequencer2D layers in each stage."""
+    widths: tuple[Width, ...]
+    """Channels of a token in each stage."""
+    lstm_widths: tuple[Width, ...]
+    """Hidden units of each of the four LSTM directions, by stage."""
+    patch_sizes: tuple[Width, ...]
+    """Side of the patches that become a stage's tokens: of the image for the first, of tokens after it."""
+    mlp_ratio: float = Field(3.0, gt=0)
+    """Hidden units of the channel MLP over the token's channels."""
+    embed_norm: bool = False
+    """Whether a LayerNorm follows the patch embedding (the seeds' models; the paper has none)."""
+    final_pointwise: bool = False
+    """Whether a pointwise linear layer stands before the pooling (the seeds' models; the paper has none)."""
+    drop_path: Probability = 0.0
+    """Probability that a sample skips a residual branch of the last layer; it grows linearly from 0."""
+    dropout: Probability = 0.0
+    """Probability that a pooled feature is dropped before the head."""
+    initialisation: Literal["paper", "he"] = "he"
+    """`he`: Kaiming normal linear layers; `paper`: as timm draws them."""
+
+    @model_validator(mode="after")
+    def _one_value_a_stage(self) -> Sequencer2DConfig:
+        counts = {len(self.layers), len(self.widths), len(self.lstm_widths), len(self.patch_sizes)}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError("layers, widths, lstm_widths and patch_sizes need one value a stage each")
+        return self
+
+
+class VanillaBiLSTMConfig(_Section):
+    """A plain bidirectional LSTM over the patches as one row-major sequence."""
+
+    architecture: Literal["vanilla_bilstm"]
+    layers: Width
+    """BiLSTM layers."""
+    width: Width
+    """Channels of a token."""
+    lstm_width: Width
+    """Hidden units of each direction."""
+    patch_size: Width
+    """Side of the patches that become tokens."""
+    dropout: Probability = 0.0
+    """Probability that a feature is dropped before the head."""
+
+
+ModelConfig = Annotated[Sequencer2DConfig | VanillaBiLSTMConfig, Field(discriminator="architecture")]
+
+
+class DataConfig(_Section):
+    """Which images, and how they are split."""
+
+    source: str = "cifar10"
+    """A catalogue name, or a path to a folder or zip laid out CLASS/file or train/CLASS + test/CLASS."""
+    classes: tuple[str, ...] | None = None
+    """The subset of classes to use, in this order; null takes all."""
+    image_size: int = Field(32, ge=8, le=1024)
+    """Side of the square that every image is brought to, in pixels."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
+    """Share of the training images that is kept aside, by seed, to choose by."""
+
+
+class AugmentationConfig(_Section):
+    """What is done to training images, each draw keyed by (seed, epoch, sample)."""
+
+    flip: bool = True
+    """Mirror left and right, with probability one half (off for digits)."""
+    crop_padding: int = Field(4, ge=0)
+    """Shift by up to this many pixels each way, filling with the mean colour."""
+    rotate_degrees: float = Field(0.0, ge=0, le=180)
+    """Rotate by up to this angle each way."""
+    zoom: float = Field(0.0, ge=0, lt=1)
+    """Scale by exp(-zoom) to exp(zoom), and stretch by half of that."""
+    colour: float = Field(0.0, ge=0, lt=2)
+    """Change contrast, brightness and saturation by up to this share."""
+    erase: Fraction = 0.0
+    """Share of the images that lose a square of 1/5 to 1/2 of the side."""
+    mixup: Fraction = 0.0
+    """Share of the samples that are blended with their partner (arXiv 1710.09412)."""
+    cutmix: Fraction = 0.0
+    """Share of the samples that get a rectangle of their partner (arXiv 1905.04899)."""
+    mixing_off_fraction: Fraction = 0.0
+    """Final share of the training during which mixup and cutmix are off."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> AugmentationConfig:
+        if self.mixup + self.cutmix > 1:
+            raise ValueError("mixup and cutmix together must not pass 1")
+        return self
+
+
+class RecipeConfig(_Section):
+    """How the weights are found: AdamW, linear warm-up, cosine decay."""
+
+    epochs: int = Field(36, ge=1)
+    """Times that every training image is seen."""
+    effective_batch: int = Field(128, ge=1)
+    """Images in one optimizer step; never changed by memory."""
+    peak_learning_rate: float = Field(2e-3, gt=0)
+    """Learning rate after the warm-up."""
+    final_learning_rate: float = Field(0.0, ge=0)
+    """Learning rate that the cosine ends at."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps in which the rate grows linearly from 0."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled weight decay of matrices; vectors (biases, norms) have none."""
+    beta1: Probability = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: Probability = 0.999
+    """AdamW's decay of the gradient's square."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; null leaves it as it is."""
+    label_smoothing: Fraction = 0.1
+    """Share of the target that is spread over all classes."""
+    ema_decay: Probability = 0.0
+    """Decay of the running average of the weights that is evaluated; 0 keeps none."""
+    evaluate_every_epochs: int = Field(1, ge=1)
+    """Epochs between two looks at the validation part."""
+
+
+class CheckpointConfig(_Section):
+    """When a run is saved, and how many saves stay."""
+
+    every: IntervalText = "5min"
+    """`200steps`, `5min`, or `auto`: as often as keeps saving under 1 % of the time."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints that stay on disk."""
+
+    @property
+    def interval(self) -> Interval:
+        """The parsed value of `every`."""
+        return parse_interval(self.every)
+
+
+class MachineConfig(_Section):
+    """What this machine gives. None of it changes the experiment, only how it is computed."""
+
+    max_ram_bytes: ByteCount | None = None
+    """Cap on the resident memory of all processes of the run; null takes a share of what is free."""
+    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
+    """`auto`: CUDA, or MPS where it computes LSTMs right, or the CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 where the processor multiplies it in hardware."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Images computed at once; null takes the fastest that fits under the cap."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of the CPU's matrix products; null takes one a physical core."""
+
+
+class RunConfig(_Section):
+    """Every setting of a run. What `config.yaml` in a run folder holds."""
+
+    format_version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    """The preset's name, for people."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Key of every random draw."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps after which the run ends; null derives them from the epochs."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    machine: MachineConfig = MachineConfig()
+
+    def to_yaml(self) -> str:
+        """The settings as YAML, in the order they are declared in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def experiment_hash(self) -> str:
+        """SHA-256 of what decides the result: everything but `machine`, `checkpoint` and the data's path."""
+        decisive = self.model_dump(mode="json", exclude={"machine", "checkpoint", "name"})
+        del decisive["data"]["source"]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def configs_folder() -> Path:
+    """The folder of the shipped presets: inside the wheel, or beside the package in a checkout."""
+    shipped = Path(str(resources.files("lowmem_seq"))) / "configs"
+    return shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """The shipped presets' names, sorted."""
+    return sorted(path.stem for path in configs_folder().glob("*.yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Return the settings of a shipped preset, or of a YAML file, as nested dicts.
+
+    Raises:
+        UsageError: no such preset or file, or no YAML mapping in it.
+    """
+    is_file = name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name
+    path = Path(name) if is_file else configs_folder() / f"{name}.yaml"
+    if not path.is_file():
+        if is_file:
+            raise UsageError(f"there is no file {name}.", "give a preset's name or a YAML file")
+        hint = nearest(name, preset_names()) or f"the presets are {', '.join(preset_names())}"
+        raise UsageError(f"there is no preset {name!r}.", hint)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}", "compare it with a preset in configs/") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} holds no mapping of settings.", "compare it with a preset in configs/")
+    settings.setdefault("name", path.stem)
+    return settings
+
+
+def override(settings: dict[str, Any], assignment: str) -> None:
+    """Lay one `a.b=value` (the value read as YAML) over nested settings, in place.
+
+    Raises:
+        UsageError: it is no assignment, or the value is no YAML.
+    """
+    key, separator, text = assignment.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"--set {assignment!r} is no assignment.", "write --set recipe.peak_learning_rate=0.001")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"--set {assignment!r}: the value is no YAML: {error}", "quote it for the shell"
+        ) from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    *parents, last = key.strip().split(".")
+    inner = settings
+    for parent in parents:
+        below = inner.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise UsageError(
+                f"--set {assignment!r}: {parent!r} is a value, not a section.", "see config.yaml of a run"
+            )
+        inner = below
+    inner[last] = value
+
+
+def _keys_of(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known in the section where `location` points, for suggestions."""
+    sections: dict[str, type[BaseModel]] = {
+        "data": DataConfig,
+        "augmentation": AugmentationConfig,
+        "recipe": RecipeConfig,
+        "checkpoint": CheckpointConfig,
+        "machine": MachineConfig,
+        "sequencer2d": Sequencer2DConfig,
+        "vanilla_bilstm": VanillaBiLSTMConfig,
+    }
+    inner = next((sections[str(part)] for part in reversed(location[:-1]) if str(part) in sections), RunConfig)
+    return list(inner.model_fields)
+
+
+def validate(settings: dict[str, Any]) -> RunConfig:
+    """Return the checked settings.
+
+    Raises:
+        UsageError: an unknown key or a value out of range; the message names all of them.
+    """
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        lines = []
+        hint = ""
+        for problem in error.errors():
+            location = problem["loc"]
+            name = ".".join(str(part) for part in location if part not in ("sequencer2d", "vanilla_bilstm"))
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"there is no setting {name!r}")
+                known = _keys_of(location)
+                hint = hint or nearest(str(location[-1]), known) or f"known here: {', '.join(known)}"
+            else:
+                shown = problem["input"] if not isinstance(problem["input"], dict) else "this section"
+                lines.append(f"{name or 'the settings'}: {problem['msg']} (got {shown!r})")
+        text = "\n".join(lines)
+        raise UsageError(
+            f"the configuration is not valid.\n{text}", hint or "see docs/reference/config.md"
+        ) from error
+
+
+def load_config(path: Path) -> RunConfig:
+    """Return the settings of a run folder's config.yaml.
+
+    Raises:
+        UsageError: unreadable, not valid, or of a format version that this release doesn't know.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} can't be read: {error}", "is this a run folder?") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} holds no settings.", "is this a run folder?")
+    version = settings.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format version {version}, and this release reads version {FORMAT_VERSION}.",
+            "update lowmem-seq",
+        )
+    return validate(settings)
+
+
+def cap_text(config: RunConfig) -> str:
+    """The cap for people: "2.00 GB", or "what is free"."""
+    cap = config.machine.max_ram_bytes
+    return "what is free" if cap is None else format_bytes(cap)

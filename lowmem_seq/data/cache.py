@@ -1,0 +1,76 @@
+"""The folder on this machine that keeps what is made once: packs, downloads, and what was remembered.
+
+<cache>/packs/cifar10-32px-0123456789ab/    a pack
+<cache>/downloads/                          archives as they were published
+<cache>/remembered/<key>.json               which pack an unchanged source has
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import platformdirs
+
+from lowmem_seq.files import is_temporary, read_json, temporary_beside, write_json
+
+LEFTOVER_AGE_SECONDS = 24 * 3600.0
+
+
+def cache_folder() -> Path:
+    """The folder that LOWMEM_SEQ_CACHE names, or the user's cache folder of this system."""
+    chosen = os.environ.get("LOWMEM_SEQ_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("lowmem-seq"))
+
+
+def packs_folder() -> Path:
+    """Where packs are; it may not exist yet."""
+    return cache_folder() / "packs"
+
+
+def downloads_folder() -> Path:
+    """Where published archives are kept, and where a user may put one by hand."""
+    return cache_folder() / "downloads"
+
+
+def remember(key: str, pack: Path) -> None:
+    """Note that the source with this quick key is packed in the folder `pack`."""
+    path = cache_folder() / "remembered" / f"{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"format_version": 1, "pack": pack.name})
+
+
+def recall(key: str) -> Path | None:
+    """Return the pack's folder that was remembered for this quick key, if there is one."""
+    try:
+        noted = read_json(cache_folder() / "remembered" / f"{key}.json")
+        return packs_folder() / Path(noted["pack"]).name if noted["format_version"] == 1 else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _newest_change(path: Path) -> float:
+    inside = path.iterdir() if path.is_dir() else iter(())
+    return max(entry.stat().st_mtime for entry in (path, *inside))
+
+
+def remove_leftovers() -> None:
+    """Delete what interrupted writes left in the cache, once nothing in it has changed for a day."""
+    for folder in (packs_folder(), cache_folder() / "remembered"):
+        for path in folder.glob("*") if folder.is_dir() else ():
+            if not is_temporary(path):
+                continue
+            try:
+                if time.time() - _newest_change(path) > LEFTOVER_AGE_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            except OSError:
+                continue  # its writer has just renamed or removed it
+
+
+def discard(folder: Path) -> None:
+    """Remove a damaged folder so that its name is free at once, even while another process reads in it."""
+    aside = temporary_beside(folder)
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""Every error that a user can meet, with the exit code it ends the program with.
+
+    LowmemSeqError            1  a defect, when raised as itself
+    ├── UsageError            2  a wrong flag, key, value or combination
+    ├── CapTooSmallError      3  the model does not fit under the memory cap
+    ├── StoppedError          4  stopped on request, with the last complete step saved
+    ├── DataError             5  a dataset is missing, unreachable, broken or not the expected one
+    ├── NoCheckpointError     6  a run has no checkpoint that verifies
+    └── RunLockedError        9  another process is writing this run
+
+The command line prints the message, an empty line, and `hint: ...`.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class LowmemSeqError(Exception):
+    """An error with a message for people, a hint that helps, and an exit code."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LowmemSeqError):
+    """A wrong flag, key, value or combination of them."""
+
+    exit_code = 2
+
+
+class CapTooSmallError(LowmemSeqError):
+    """The model does not fit under the memory cap, even at a micro-batch of one."""
+
+    exit_code = 3
+
+
+class StoppedError(LowmemSeqError):
+    """The run was stopped on request; its last complete step is saved."""
+
+    exit_code = 4
+
+
+class DataError(LowmemSeqError):
+    """A dataset is missing, unreachable, broken, or not the one that the run was started with."""
+
+    exit_code = 5
+
+
+class NoCheckpointError(LowmemSeqError):
+    """A run that should have a checkpoint has none that verifies."""
+
+    exit_code = 6
+
+
+class RunLockedError(LowmemSeqError):
+    """Another process is writing this run."""
+
+    exit_code = 9
+
+
+ERRORS_BY_EXIT_CODE: dict[int, type[LowmemSeqError]] = {
+    kind.exit_code: kind
+    for kind in (UsageError, CapTooSmallError, StoppedError, DataError, NoCheckpointError, RunLockedError)
+}
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return `did you mean 'x'?` for the known word that is closest to `word`, or an empty string."""
+    lowered = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f"did you mean '{lowered[found[0]]}'?" if found else ""

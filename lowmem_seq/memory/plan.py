@@ -1,0 +1,121 @@
+"""The plan: how a run is computed on this machine, chosen by what the probe measured under the cap.
+
+The plan never changes the experiment. It is fixed in plan.json before step 1 and reused when the run is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lowmem_seq.errors import CapTooSmallError, UsageError
+from lowmem_seq.units import format_bytes
+
+FORMAT_VERSION = 1
+MARGIN = 0.95
+"""Share of the cap that a prediction may fill: probes repeat within 2 to 3 %, the rest is for what they missed."""
+SHARE_OF_AVAILABLE = 0.7
+"""Cap where none is given, as a share of the memory that can be taken without swapping."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the probe saw at one micro-batch: steps with optimizer, an evaluation batch and a save."""
+
+    micro_batch: int
+    peak_bytes: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is computed. Each value is in force from before the first step."""
+
+    device: Literal["cpu", "mps", "cuda"]
+    precision: Literal["fp32", "bf16"]
+    micro_batch: int
+    threads: int
+    cap_bytes: int
+    cap_source: Literal["given", "machine"]
+    predicted_peak_bytes: int
+    predicted_images_per_second: float
+    environment: dict[str, str] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plan.json holds it."""
+        return asdict(self)
+
+
+def plan_from_json(value: dict[str, Any]) -> Plan:
+    """Return the plan that plan.json holds.
+
+    Raises:
+        UsageError: a format version that this release doesn't know, or keys that are no plan's.
+    """
+    if value.get("format_version") != FORMAT_VERSION:
+        raise UsageError(
+            f"plan.json has format version {value.get('format_version')}; this release reads {FORMAT_VERSION}.",
+            "update lowmem-seq, or delete plan.json to have it measured anew",
+        )
+    try:
+        measurements = tuple(Measurement(**entry) for entry in value["measurements"])
+        return Plan(**{**value, "measurements": measurements})
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"plan.json is no plan: {error}", "delete plan.json to have it measured anew") from error
+
+
+def candidate_sizes(effective_batch: int, wanted: int | None) -> list[int]:
+    """Return the micro-batches to probe, smallest first: the wanted one, or powers of two up to the batch."""
+    if wanted is not None:
+        return [min(wanted, effective_batch)]
+    sizes = [2**power for power in range(effective_batch.bit_length()) if 2**power < effective_batch]
+    return [*(size for size in sizes if size >= min(8, effective_batch)), effective_batch]
+
+
+def smaller_sizes(size: int) -> list[int]:
+    """Return the halves of a micro-batch, largest first, down to one."""
+    halves = []
+    while size > 1:
+        size //= 2
+        halves.append(size)
+    return halves
+
+
+def predict_peak(measured: Sequence[Measurement], micro_batch: int) -> int:
+    """Return the peak bytes at another micro-batch: affine through the two nearest sizes that were measured.
+
+    With a single measurement everything above nothing is taken to grow with the micro-batch.
+    """
+    ordered = sorted(measured, key=lambda point: abs(point.micro_batch - micro_batch))
+    near = ordered[0]
+    if len(ordered) == 1:
+        return round(near.peak_bytes * max(1.0, micro_batch / near.micro_batch))
+    far = ordered[1]
+    slope = (far.peak_bytes - near.peak_bytes) / (far.micro_batch - near.micro_batch)
+    return round(near.peak_bytes + max(0.0, slope) * (micro_batch - near.micro_batch))
+
+
+def choose(measured: Sequence[Measurement], budget_bytes: int, cap_bytes: int) -> Measurement:
+    """Return the fastest of the measured micro-batches that fits.
+
+    Args:
+        measured: what the probe saw.
+        budget_bytes: what the trainer may hold: the cap, less its margin and the supervisor.
+        cap_bytes: the cap, for the message.
+
+    Raises:
+        CapTooSmallError: none fits.
+    """
+    fitting = [point for point in measured if point.peak_bytes <= budget_bytes]
+    if not fitting:
+        least = min(measured, key=lambda point: point.peak_bytes)
+        needed = round(least.peak_bytes + cap_bytes - budget_bytes)
+        raise CapTooSmallError(
+            f"the cap of {format_bytes(cap_bytes)} is too small for this model: micro-batch {least.micro_batch} "
+            f"holds {format_bytes(least.peak_bytes)} in the trainer.",
+            f"the smallest cap that would do is about --max-ram {-(-needed // 10**7) * 10}MB",
+        )
+    return max(fitting, key=lambda point: point.images_per_second)

@@ -1,0 +1,1 @@
+"""Reports: run folders to tables."""

@@ -1,0 +1,104 @@
+"""One run in figures, read from its folder alone, also while it runs or after it broke."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowmem_seq.errors import LowmemSeqError, UsageError
+from lowmem_seq.runs.folder import RunFolder
+
+Summary = dict[str, Any]
+
+UNKNOWN: Summary = {
+    "run": None,
+    "name": None,
+    "state": None,
+    "data": None,
+    "classes": None,
+    "parameters": None,
+    "step": None,
+    "total_steps": None,
+    "epoch": None,
+    "images_seen": None,
+    "train_loss": None,
+    "val_loss": None,
+    "val_accuracy": None,
+    "test_loss": None,
+    "test_accuracy": None,
+    "images_per_second": None,
+    "wall_seconds": None,
+    "tree_bytes": None,
+    "peak_tree_bytes": None,
+    "cap_bytes": None,
+    "device": None,
+    "precision": None,
+    "micro_batch": None,
+    "accumulation": None,
+    "weights_sha256": None,
+    "sessions": 0,
+}
+
+
+def summarise(run: RunFolder) -> Summary:
+    """Return the figures of a run; one that is not known yet is None.
+
+    `images_per_second` is over the whole training: images seen by all sessions, over the time of all of them.
+    """
+    summary = dict(UNKNOWN, run=str(run.path), state="crashed")
+    config = run.config
+    summary.update(name=config.name, data=config.data.source)
+    rates: list[float] = []
+    for event in run.events:
+        kind = event["event"]
+        if kind == "session_started":
+            summary.update({key: event.get(key) for key in ("parameters", "classes", "device", "precision")})
+            summary.update({key: event.get(key) for key in ("step", "total_steps", "micro_batch")})
+            batch, micro_batch = event.get("effective_batch"), event.get("micro_batch")
+            if batch and micro_batch:
+                summary["accumulation"] = -(-int(batch) // int(micro_batch))
+            summary["sessions"] += 1
+        elif kind in ("train", "validation", "test"):
+            summary.update({key: event[key] for key in UNKNOWN if key in event and key != "images_per_second"})
+            if "images_per_second" in event:
+                rates.append(float(event["images_per_second"]))
+        elif kind == "memory":
+            summary["tree_bytes"], summary["cap_bytes"] = event.get("tree_bytes"), event.get("cap_bytes")
+            summary["peak_tree_bytes"] = max(summary["peak_tree_bytes"] or 0, int(event["peak_tree_bytes"]))
+        elif kind == "micro_batch_changed":
+            summary["micro_batch"] = event.get("micro_batch")
+        elif kind == "session_ended":
+            summary.update({key: event[key] for key in ("state", "wall_seconds", "step") if key in event})
+    if rates:
+        summary["images_per_second"] = sorted(rates)[len(rates) // 2]
+    if run.is_locked():
+        summary["state"] = "running"
+    return summary
+
+
+def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
+    """Return the runs in `paths`, or every run under `root` if none is given, oldest first.
+
+    Raises:
+        UsageError: a path holds no run, or there is none at all.
+    """
+    for path in paths:
+        if not (path / "config.yaml").is_file():
+            raise UsageError(f"there is no run in {path}.", "lowmem-seq report   lists the runs under ./runs")
+    folders = paths or sorted(
+        (file.parent for file in root.glob("*/config.yaml")), key=lambda folder: folder.stat().st_mtime
+    )
+    if not folders:
+        raise UsageError(f"there is no run under {root}.", "lowmem-seq train small --data shapes   makes one")
+    return [RunFolder(folder) for folder in folders]
+
+
+def summarise_all(runs: list[RunFolder]) -> list[Summary]:
+    """Return the figures of each run; one whose folder can't be read says why under `state`."""
+    summaries = []
+    for run in runs:
+        try:
+            summaries.append(summarise(run))
+        except LowmemSeqError as error:
+            summaries.append(dict(UNKNOWN, run=str(run.path), state=f"unreadable: {error.message}"))
+    return summaries

@@ -1,0 +1,119 @@
+"""A child process that speaks JSON lines: started by command line, watched, told, ended.
+
+Children stand in a process group of their own, so that a Ctrl-C in the terminal reaches the supervisor alone; it
+passes the wish on as a word through the child's standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from lowmem_seq.errors import ERRORS_BY_EXIT_CODE, LowmemSeqError
+
+Message = dict[str, Any]
+LAST_LINES = 12
+
+
+class Child:
+    """One running child: `python -m MODULE ARGUMENTS...`."""
+
+    def __init__(
+        self, module: str, *arguments: str, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
+        self._messages: queue.Queue[Message | None] = queue.Queue()
+        self._error: Message | None = None
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        own_group: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PYTHONUTF8": "1", **(environment or {})},
+            **own_group,
+        )
+        self.process = psutil.Process(self._process.pid)
+        self._readers = [
+            threading.Thread(target=self._read_messages, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._read_log, args=(self._process.stderr, log), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_messages(self, stream: IO[str]) -> None:
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                message = json.loads(line)
+                if isinstance(message, dict):
+                    if message.get("event") == "error":
+                        self._error = message
+                    self._messages.put(message)
+        self._messages.put(None)
+
+    def _read_log(self, stream: IO[str], log: Path | None) -> None:
+        with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as file:
+            for line in stream:
+                self._last_lines.append(line.rstrip())
+                if file:
+                    file.write(line)
+                    file.flush()
+
+    def messages(self, wait_seconds: float) -> Iterator[Message | None]:
+        """Yield what the child says until it has ended; None whenever it was silent for so long."""
+        while True:
+            try:
+                message = self._messages.get(timeout=wait_seconds)
+            except queue.Empty:
+                yield None
+                continue
+            if message is None:
+                return
+            yield message
+
+    def tell(self, word: str) -> None:
+        """Say a word to the child; one that has ended hears nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End the child at once."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def wait(self) -> int:
+        """Return the exit code; negative is the number of the signal that ended it."""
+        code = self._process.wait()
+        for reader in self._readers:
+            reader.join()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError):
+                assert stream is not None
+                stream.close()
+        return code
+
+    def failure(self, code: int, what: str) -> LowmemSeqError:
+        """Return the error that a child which ended with `code` told, or else its last words."""
+        if self._error is not None:
+            kind = ERRORS_BY_EXIT_CODE.get(int(self._error["exit_code"]), LowmemSeqError)
+            return kind(str(self._error["message"]), str(self._error["hint"]))
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        words = "\n".join(self._last_lines)
+        return LowmemSeqError(f"the {what} {ended}." + (f" Its last words:\n{words}" if words else ""))

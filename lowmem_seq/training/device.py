@@ -1,0 +1,82 @@
+"""Which device computes, and Accelerate set up for it."""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from lowmem_seq.errors import UsageError
+
+Device = Literal["cpu", "mps", "cuda"]
+Precision = Literal["fp32", "bf16"]
+CANARY_TOLERANCE = 1e-3
+
+
+def lstm_is_right_on(device: str) -> bool:
+    """Whether a small bidirectional LSTM gives the CPU's outputs and gradients on `device`, to 1e-3.
+
+    LSTMs on MPS have been wrong in some releases (pytorch issues #96416, #145374), so it is tried, not believed.
+    """
+    weights = torch.nn.LSTM(8, 4, batch_first=True, bidirectional=True)
+    inputs = torch.linspace(-1, 1, 2 * 5 * 8).view(2, 5, 8)  # (B, T, C)
+    results = []
+    for place in ("cpu", device):
+        lstm = nn.LSTM(8, 4, batch_first=True, bidirectional=True).to(place)
+        lstm.load_state_dict(weights.state_dict())
+        x = inputs.to(place).requires_grad_()
+        output = lstm(x)[0]  # (B, T, 2 * 4)
+        gradients = torch.autograd.grad(output.square().sum(), [x, *lstm.parameters()])
+        results.append([output.detach().cpu(), *(gradient.cpu() for gradient in gradients)])
+    return all(torch.allclose(wanted, got, atol=CANARY_TOLERANCE) for wanted, got in zip(*results, strict=True))
+
+
+def choose_device(wanted: Literal["auto", "cpu", "mps", "cuda"]) -> Device:
+    """Return the device to train on: CUDA, or MPS where LSTMs are right, or the CPU.
+
+    Raises:
+        UsageError: the device asked for is not there, or computes LSTMs wrong.
+    """
+    has_cuda = torch.cuda.is_available()
+    has_mps = torch.backends.mps.is_available()
+    if wanted == "auto":
+        if has_cuda:
+            return "cuda"
+        return "mps" if has_mps and lstm_is_right_on("mps") else "cpu"
+    if wanted == "cuda" and not has_cuda:
+        raise UsageError("there is no CUDA device that this torch can use.", "--device auto")
+    if wanted == "mps" and not has_mps:
+        raise UsageError("there is no Apple GPU that this torch can use.", "--device auto")
+    if wanted == "mps" and not lstm_is_right_on("mps"):
+        raise UsageError(f"this torch ({torch.__version__}) computes LSTMs wrong on the Apple GPU.", "--device cpu")
+    return wanted
+
+
+def multiplies_bf16(device: Device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "mps" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: Device) -> Precision:
+    """Return the precision of matrix products: bf16 where `auto` meets hardware for it. Weights stay fp32."""
+    if wanted == "auto":
+        return "bf16" if multiplies_bf16(device) else "fp32"
+    return wanted
+
+
+def make_accelerator(device: Device, precision: Precision) -> Accelerator:
+    """Return an Accelerator of one process, on the device and in the precision of the plan."""
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    if accelerator.device.type != device:
+        raise UsageError(
+            f"Accelerate chose {accelerator.device.type}, and the plan says {device}.",
+            "delete plan.json in the run folder, then lowmem-seq resume it",
+        )
+    return accelerator

@@ -1,0 +1,40 @@
+"""When a checkpoint is due."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from lowmem_seq.units import Interval
+
+LARGEST_SHARE = 0.01
+"""`auto` spends at most this share of the time on saving."""
+SECONDS_BETWEEN_CRASHES = 6 * 3600.0
+"""What `auto` expects of a laptop: a flat battery or a closed lid some times a day."""
+SHORTEST_SECONDS = 30.0
+
+
+class SavingClock:
+    """Counts steps and seconds since the last save.
+
+    `auto` saves every sqrt(2 * cost * time between crashes) seconds (Young, CACM 1974), where cost is what the
+    last save took, but never so often that saving takes more than 1 % of the time.
+    """
+
+    def __init__(self, interval: Interval) -> None:
+        self._interval = interval
+        self._seconds = interval.amount if interval.kind == "seconds" else 2 * SHORTEST_SECONDS
+        self._saved_at = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step` steps."""
+        if self._interval.kind == "steps":
+            return step % int(self._interval.amount) == 0
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def saved(self, cost_seconds: float) -> None:
+        """Note a save, and what it cost."""
+        self._saved_at = time.monotonic()
+        if self._interval.kind == "auto":
+            best = math.sqrt(2 * cost_seconds * SECONDS_BETWEEN_CRASHES)
+            self._seconds = max(SHORTEST_SECONDS, best, cost_seconds / LARGEST_SHARE)
