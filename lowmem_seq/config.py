@@ -112,8 +112,8 @@ class DataConfig(_Section):
 class AugmentationConfig(_Section):
     """What is done to training images, each draw keyed by (seed, epoch, sample)."""
 
-    flip: bool = True
-    """Mirror left and right, with probability one half (off for digits)."""
+    flip: bool | None = None
+    """Mirror left and right, with probability one half; null: unless the dataset is of digits."""
     crop_padding: int = Field(4, ge=0)
     """Shift by up to this many pixels each way, filling with the mean colour."""
     rotate_degrees: float = Field(0.0, ge=0, le=180)

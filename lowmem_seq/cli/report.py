@@ -24,4 +24,5 @@ def report(
     elif markdown:
         typer.echo(markdown_table(summaries), nl=False)
     else:
-        Console(highlight=False).print(terminal_table(summaries))
+        console = Console(highlight=False)
+        console.print(terminal_table(summaries, console.width))

@@ -196,7 +196,7 @@ class SessionScreen:
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text))
+            self._console.print(Text(text), soft_wrap=True)
 
 
 def describe_plan(plan: Plan, effective_batch: int) -> str:

@@ -20,9 +20,6 @@ from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open
 from lowmem_seq.supervisor import session
 from lowmem_seq.units import format_bytes, format_seconds
 
-DIGITS = ("mnist",)
-"""Data whose mirror images mean something else, or nothing."""
-
 
 def train(
     preset: str = typer.Argument(help="A preset (small, medium, vanilla, small-plus, ...) or a YAML file."),
@@ -62,7 +59,6 @@ def train(
         override(settings, assignment)
     _lay_over(settings, flags)
     _lay_micro_batch(settings, micro_batch)
-    _keep_digits_readable(settings)
     config = validate(settings)
     _refuse_a_world()
     console = Console(highlight=False)
@@ -175,12 +171,6 @@ def _lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
 
 def _split_classes(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _keep_digits_readable(settings: dict[str, Any]) -> None:
-    """Turn mirroring off for digits, unless the user set it."""
-    if settings.get("data", {}).get("source") in DIGITS:
-        settings.setdefault("augmentation", {}).setdefault("flip", False)
 
 
 def _refuse_a_world() -> None:

@@ -95,10 +95,11 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
 
 def summarise_all(runs: list[RunFolder]) -> list[Summary]:
     """Return the figures of each run; one whose folder can't be read says why under `state`."""
-    summaries = []
-    for run in runs:
-        try:
-            summaries.append(summarise(run))
-        except LowmemSeqError as error:
-            summaries.append(dict(UNKNOWN, run=str(run.path), state=f"unreadable: {error.message}"))
-    return summaries
+    return [_summarise_if_readable(run) for run in runs]
+
+
+def _summarise_if_readable(run: RunFolder) -> Summary:
+    try:
+        return summarise(run)
+    except LowmemSeqError as error:
+        return dict(UNKNOWN, run=str(run.path), state=f"unreadable: {error.message}")

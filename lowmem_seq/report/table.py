@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,8 @@ COLUMNS = (
     ("peak RAM", "right"),
     ("state", "left"),
 )
-NOT_KNOWN = "–"
+LEFT_OUT_FIRST = ("model", "parameters", "images/s", "epochs", "data", "peak RAM", "state")
+NOT_KNOWN = "-"
 
 
 def rows(summaries: list[Summary]) -> list[list[str]]:
@@ -51,14 +53,38 @@ def _data(summary: Summary) -> str:
     return name if not summary["classes"] else f"{name}, {len(summary['classes'])} classes"
 
 
-def terminal_table(summaries: list[Summary]) -> Table:
-    """Return the table for a terminal; every name is shown as plain text."""
-    table = Table(header_style="bold")
-    for title, side in COLUMNS:
+def terminal_table(summaries: list[Summary], width: int) -> Table:
+    """Return the table for a terminal: a column a run for one run, a row a run for several.
+
+    Columns that don't fit into `width` characters are left out, the least telling first. Every name is shown as
+    plain text.
+    """
+    told = rows(summaries)
+    if len(told) == 1:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for (title, _), cell in zip(COLUMNS, told[0], strict=True):
+            table.add_row(title, Text(cell))
+        return table
+    shown = _columns_that_fit(told, width)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index in shown:
+        title, side = COLUMNS[index]
         table.add_column(title, justify="right" if side == "right" else "left", overflow="fold")
-    for row in rows(summaries):
-        table.add_row(*(Text(cell) for cell in row))
+    for row in told:
+        table.add_row(*(Text(row[index]) for index in shown))
     return table
+
+
+def _columns_that_fit(told: list[list[str]], width: int) -> list[int]:
+    widths = [max(len(title), *(len(row[index]) for row in told)) + 2 for index, (title, _) in enumerate(COLUMNS)]
+    shown = list(range(len(COLUMNS)))
+    for title in LEFT_OUT_FIRST:
+        if sum(widths[index] for index in shown) <= width:
+            break
+        shown.remove([name for name, _ in COLUMNS].index(title))
+    return shown
 
 
 def markdown_table(summaries: list[Summary]) -> str:

@@ -144,6 +144,7 @@ def train(run: RunFolder, plan: Plan, screen: Screen) -> int:
         return LEFT_AT_ONCE
     if code not in (0, STOPPED):
         failure = child.failure(code, "trainer")
+        failure.hint = failure.hint or f"lowmem-seq resume {run.path}   goes on from the newest checkpoint"
         run.events.append("session_ended", state="crashed", cause=failure.message)
         raise failure
     return code

@@ -18,8 +18,9 @@ from torch import Tensor
 from lowmem_seq.channel import Channel
 from lowmem_seq.checkpoint.codec import write_tensors
 from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore
-from lowmem_seq.config import RunConfig
+from lowmem_seq.config import AugmentationConfig, RunConfig
 from lowmem_seq.data.batches import TrainingBatches, evaluation_batches
+from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Part, Parts
 from lowmem_seq.files import placing, write_json
@@ -58,7 +59,7 @@ class Training:
             pack.description.mean,
             pack.description.deviation,
             config.seed,
-            config.augmentation,
+            mirrored_where_it_makes_sense(config.augmentation, pack),
             config.recipe.label_smoothing,
         )
         self.batch = config.recipe.effective_batch
@@ -299,6 +300,14 @@ class Training:
     def emit(self, event: str, **details: Any) -> None:
         """Record an event in the run folder, and tell the screen."""
         self.channel.say(self.run.events.append(event, **details))
+
+
+def mirrored_where_it_makes_sense(augmentation: AugmentationConfig, pack: Pack) -> AugmentationConfig:
+    """Return the settings with `flip` decided: as given, or by what the catalogue says of the dataset."""
+    if augmentation.flip is not None:
+        return augmentation
+    entry = CATALOGUE.get(pack.description.source)
+    return augmentation.model_copy(update={"flip": entry is None or entry.flip_makes_sense})
 
 
 def total_steps(config: RunConfig, train_images: int) -> int:

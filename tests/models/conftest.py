@@ -1,4 +1,4 @@
-"""timm as an oracle, from a folder outside the environment: LOWMEM_SEQ_PEERS names it, and without it we skip.
+"""One thread for every test here; and timm as an oracle, from a folder that LOWMEM_SEQ_PEERS names (or we skip).
 
 `pip install --no-deps --target FOLDER timm huggingface_hub torchvision` makes one. It stays outside because
 `accelerate launch` imports timm wherever it finds it.
@@ -15,6 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A tiny forward pass took 1.4 ms with one thread, and 700 ms with two on two busy cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_the_config_decides_the_model(tmp_path: Path) -> None:
     assert (model.feature_width, model.dropout, max(model.drop_path_rates)) == (24, 0.1, 0.1)
 
 
-def test_every_setting_of_the_config_is_an_argument_of_the_model() -> None:
+def test_the_initialisation_reaches_the_model() -> None:
     config = Sequencer2DConfig(
         architecture="sequencer2d",
         layers=(1,),

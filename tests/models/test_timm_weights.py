@@ -104,9 +104,10 @@ def test_a_small_model_and_its_gradients_equal_timm_in_float64(timm: Any) -> Non
     ours.square().sum().backward()
     theirs.square().sum().backward()
     gradients = {name: value.grad for name, value in oracle.named_parameters()}
-    for value in model.parameters():
-        assert value.grad is not None
-        value.data.copy_(value.grad)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.copy_(parameter.grad)
     for name, value in to_timm_state_dict(model).items():
         torch.testing.assert_close(value, gradients[name], atol=1e-10, rtol=1e-10)
 

@@ -1,0 +1,50 @@
+# make demo   train Small on the embedded dataset, from nothing to a tested model
+# make test   the tests that fit into a few minutes
+# make check  format, lint, types, and which room may import which
+# make results CIFAR10=PATH   the figures of docs/results.md, from a zip or folder train/CLASS + test/CLASS
+# make peers  timm, apart from the environment, for the parity tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .peers
+# Linux: torch's own index has builds without CUDA (0.2 GB instead of 5). Elsewhere the default index has them.
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep -E "^torch(vision)?==" constraints.txt)
+INSTALL := $(PIP) install --quiet -c constraints.txt
+
+.PHONY: demo test check results peers clean
+
+demo: $(VENV)/.installed
+	$(BIN)/lowmem-seq train small --data shapes --epochs 6 --max-ram 2GB
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+results: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.results --data "$(CIFAR10)"
+
+peers: $(PEERS)/.installed
+
+# torch goes first, so that nothing else pulls in the CUDA build. Where its own index is out of reach, the default
+# one serves; torchvision then comes without its dependencies, which would ask for one exact build of torch.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) install --quiet --retries 1 --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null ||) \
+	{ $(INSTALL) torch && $(INSTALL) --no-deps torchvision; }
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(PEERS)/.installed: $(VENV)/.installed
+	$(PIP) install --quiet --no-deps --target $(PEERS) timm==1.0.31
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Every number that the docs claim, each reproducible with one command."""

@@ -1,0 +1,78 @@
+"""What tests of several rooms are made of: a tiny config, a plan, a run folder, a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lowmem_seq.config import RunConfig, load_preset, override, validate
+from lowmem_seq.data.pack import Pack
+from lowmem_seq.files import write_json
+from lowmem_seq.memory.plan import Measurement, Plan
+from lowmem_seq.runs.folder import RunFolder, create_run
+
+SECONDS_FOR_A_PROCESS = 60.0
+
+
+def tiny_config(*assignments: str) -> RunConfig:
+    """The preset `tiny` at 16x16, with these `a.b=value` laid over it."""
+    settings = load_preset("tiny")
+    for assignment in ("data.image_size=16", "machine.threads=1", *assignments):
+        override(settings, assignment)
+    return validate(settings)
+
+
+def tiny_plan(micro_batch: int = 8) -> Plan:
+    """A plan as the planner would write it, with one measurement."""
+    return Plan(
+        device="cpu",
+        precision="fp32",
+        micro_batch=micro_batch,
+        threads=1,
+        cap_bytes=2 * 10**9,
+        cap_source="given",
+        predicted_peak_bytes=4 * 10**8,
+        predicted_images_per_second=100.0,
+        environment={"OMP_NUM_THREADS": "1"},
+        measurements=(Measurement(micro_batch=micro_batch, peak_bytes=3 * 10**8, images_per_second=100.0),),
+    )
+
+
+def make_run(path: Path, pack: Pack, config: RunConfig) -> RunFolder:
+    """A run folder that is ready for a trainer: its data and its plan are there, and no step is done."""
+    run = create_run(path, config)
+    data = {"format_version": 1, "source": "test", "pack": str(pack.folder), "fingerprint": pack.fingerprint}
+    write_json(run.data_file, data)
+    write_json(run.plan_file, tiny_plan().to_json())
+    return run
+
+
+def start_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a Python process that runs `code`, with pipes to all of its ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONUTF8": "1", **environment},
+    )
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    """The next line that the process prints, without its end."""
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+def end(process: subprocess.Popen[str], last_words: str = "") -> tuple[int, str, str]:
+    """Say the last words, close the input, and return exit code, output and errors of the process."""
+    try:
+        out, err = process.communicate(last_words, timeout=SECONDS_FOR_A_PROCESS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return process.returncode, out, err

@@ -1,0 +1,41 @@
+"""What every test stands on: one thread for matrix products, a cache of the tests' own, a tiny pack, a ready run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from lowmem_seq.data.pack import Pack
+from lowmem_seq.runs.folder import RunFolder
+from tests.builders import make_run, tiny_config
+from tests.data.builders import write_pack
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores spin: 700 ms instead of 1.4 ms
+settings.register_profile("lowmem", deadline=None, max_examples=40)  # no deadline: the machines are noisy
+settings.load_profile("lowmem")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache for the session, so that a dataset is packed once, and no test sees the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOWMEM_SEQ_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """45 train and 12 test pictures of noise, 16x16, of three classes."""
+    folder = tmp_path_factory.mktemp("pack") / "tiny"
+    return write_pack(folder, {"train": [0, 1, 2] * 15, "test": [0, 1, 2] * 4}, image_size=16)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_pack: Pack) -> RunFolder:
+    """A run of the preset `tiny` on the tiny pack, before its first step."""
+    return make_run(tmp_path / "run", tiny_pack, tiny_config())

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from lowmem_seq.channel import Channel
+from lowmem_seq.errors import DataError
+from tests.builders import end, read_line, start_python
+
+CHILD = """
+import sys, time
+from lowmem_seq import channel as module
+from lowmem_seq.channel import Channel
+
+module.SECONDS_TO_SAVE = 0.2
+channel = Channel()
+print("a library's print")
+channel.say({"event": "ready", "name": "ä"})
+while not channel.stop_requested or "deaf" in sys.argv:
+    if channel.take_shrink_request():
+        channel.say({"event": "shrunk", "asked_again": channel.take_shrink_request()})
+    time.sleep(0.005)
+channel.say({"event": "stopped"})
+"""
+
+FAILING = """
+import sys
+from lowmem_seq.channel import Channel
+from lowmem_seq.errors import DataError
+
+channel = Channel()
+error = DataError("3 files are missing", "lowmem-seq data add ä")
+channel.say_error(error)
+sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[str]]:
+    process = start_python(CHILD)
+    assert json.loads(read_line(process)) == {"event": "ready", "name": "ä"}
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def tell(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(words + "\n")
+    process.stdin.flush()
+
+
+def test_stop_is_heard_while_the_line_stays_open(child: subprocess.Popen[str]) -> None:
+    tell(child, "stop")
+    assert json.loads(read_line(child)) == {"event": "stopped"}
+    assert child.wait(timeout=10) == 0
+
+
+def test_each_shrink_is_taken_once(child: subprocess.Popen[str]) -> None:
+    for _ in range(2):
+        tell(child, "shrink")
+        assert json.loads(read_line(child)) == {"event": "shrunk", "asked_again": False}
+    assert child.poll() is None
+
+
+def test_other_words_are_passed_over(child: subprocess.Popen[str]) -> None:
+    tell(child, "stop it\nsTop\n\nshrink")
+    assert json.loads(read_line(child))["event"] == "shrunk"
+    assert child.poll() is None
+
+
+def test_the_end_of_the_line_counts_as_stop_and_prints_go_to_the_log(child: subprocess.Popen[str]) -> None:
+    code, out, err = end(child)
+    assert (code, json.loads(out)) == (0, {"event": "stopped"})
+    assert err.splitlines() == ["a library's print"]
+
+
+def test_a_child_that_goes_on_after_its_supervisor_is_ended_as_stopped() -> None:
+    process = start_python(CHILD, "deaf")
+    assert json.loads(read_line(process))["event"] == "ready"
+    assert end(process)[:2] == (4, "")
+
+
+def test_an_error_goes_over_the_line_whole() -> None:
+    code, out, _ = end(start_python(FAILING))
+    assert code == DataError.exit_code == 5
+    assert json.loads(out) == {
+        "event": "error",
+        "exit_code": 5,
+        "message": "3 files are missing",
+        "hint": "lowmem-seq data add ä",
+    }
+
+
+def test_a_supervisor_that_is_gone_hears_nothing_and_breaks_nothing() -> None:
+    process = start_python(CHILD)
+    read_line(process)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    code, _, err = end(process, "shrink\n")
+    assert (code, err.splitlines()) == (0, ["a library's print"])
+
+
+def test_without_a_line_nothing_is_said_and_nothing_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    channel = Channel(listen=False)
+    channel.say({"event": "ready"})
+    assert (channel.stop_requested, channel.take_shrink_request()) == (False, False)
+    assert capfd.readouterr().out == ""

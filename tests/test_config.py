@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowmem_seq.config import (
+    RunConfig,
+    cap_text,
+    load_config,
+    load_preset,
+    override,
+    preset_names,
+    validate,
+)
+from lowmem_seq.errors import UsageError
+from lowmem_seq.files import write_text
+from lowmem_seq.units import Interval
+from tests.builders import tiny_config
+
+
+def refusal(*assignments: str) -> UsageError:
+    """The error that the preset `tiny` with these assignments is refused with."""
+    with pytest.raises(UsageError) as caught:
+        tiny_config(*assignments)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def leaves(settings: dict[str, Any], prefix: str = "") -> set[str]:
+    """The keys of nested settings, as `a.b`."""
+    found = set()
+    for key, value in settings.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return found
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_all_its_keys_are_known(name: str) -> None:
+    settings = load_preset(name)
+    config = validate(settings)
+    assert config.name == name
+    assert leaves(settings) <= leaves(config.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_run_s_config_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+    config = validate(load_preset(name))
+    write_text(tmp_path / "config.yaml", config.to_yaml())
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config
+    assert again.experiment_hash() == config.experiment_hash()
+
+
+def test_there_are_presets() -> None:
+    assert {"small", "medium", "vanilla", "tiny"} <= set(preset_names())
+
+
+rates = st.floats(1e-12, 1e3)
+
+
+@given(
+    rate=rates,
+    decay=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 2**63 - 1),
+    source=st.text(),
+    classes=st.none() | st.lists(st.text(), max_size=3),
+)
+def test_any_setting_comes_back_from_yaml_bit_for_bit(
+    rate: float, decay: float, seed: int, source: str, classes: list[str] | None
+) -> None:
+    settings = load_preset("tiny")
+    settings["recipe"] |= {"peak_learning_rate": rate, "ema_decay": decay}
+    settings["data"] |= {"source": source, "classes": classes}
+    settings["seed"] = seed
+    config = validate(settings)
+    assert validate(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named", "hint"),
+    [
+        ("recipe.peak_lerning_rate=1", "recipe.peak_lerning_rate", "did you mean 'peak_learning_rate'?"),
+        ("sed=1", "sed", "did you mean 'seed'?"),
+        ("model.drop_pth=0.1", "model.drop_pth", "did you mean 'drop_path'?"),
+        ("machine.max_ram=6GB", "machine.max_ram", "did you mean 'max_ram_bytes'?"),
+        ("checkpoint.zzz=1", "checkpoint.zzz", "known here: every, keep"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_of_its_section(assignment: str, named: str, hint: str) -> None:
+    error = refusal(assignment)
+    assert f"there is no setting {named!r}" in error.message
+    assert error.hint == hint
+
+
+def test_every_fault_is_named_at_once() -> None:
+    error = refusal("recipe.epochs=0", "machine.micro_batch=-1", "recipe.epoch=3")
+    assert "recipe.epochs: Input should be greater than or equal to 1 (got 0)" in error.message
+    assert "machine.micro_batch: Input should be greater than or equal to 1 (got -1)" in error.message
+    assert "there is no setting 'recipe.epoch'" in error.message
+    assert error.hint == "did you mean 'epochs'?"
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "recipe.effective_batch=0",
+        "recipe.peak_learning_rate=0",
+        "recipe.beta1=1",
+        "recipe.label_smoothing=1.1",
+        "recipe.clip_norm=0",
+        "data.image_size=7",
+        "data.image_size=1025",
+        "data.validation_fraction=0",
+        "data.validation_fraction=0.9",
+        "seed=-1",
+        "steps=0",
+        "model.layers=[]",
+        "model.drop_path=1",
+        "machine.device=tpu",
+        "machine.precision=fp16",
+        "machine.max_ram_bytes=0",
+        "checkpoint.keep=0",
+        "augmentation.mixup=1.5",
+        "name=",
+        "recipe=3",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(assignment: str) -> None:
+    key = assignment.partition("=")[0]
+    error = refusal(assignment)
+    assert f"\n{key.split('.')[0]}" in error.message
+    assert key.split(".")[-1] in error.message
+
+
+@pytest.mark.parametrize("key", ["recipe.peak_learning_rate", "recipe.weight_decay", "augmentation.zoom"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_finite_number_is_refused(key: str, value: float) -> None:
+    assert key in refusal(f"{key}={value}").message
+
+
+def test_one_value_a_stage_is_asked_for() -> None:
+    assert "need one value a stage each" in refusal("model.widths=[16]").message
+
+
+def test_mixing_shares_may_not_pass_one() -> None:
+    assert "mixup and cutmix together must not pass 1" in refusal(
+        "augmentation.mixup=0.6", "augmentation.cutmix=0.6"
+    ).message
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    error = refusal("model.architecture=transformer")
+    assert "sequencer2d" in error.message
+    assert "vanilla_bilstm" in error.message
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [("checkpoint.every=200", "'200' is neither"), ("machine.max_ram_bytes=6XB", "'XB' is not a unit")],
+)
+def test_amounts_without_a_right_unit_are_refused(assignment: str, told: str) -> None:
+    settings = load_preset("tiny")
+    key, _, text = assignment.partition("=")
+    override(settings, f"{key}={text!r}")
+    with pytest.raises(UsageError, match=told):
+        validate(settings)
+
+
+def test_amounts_with_units_are_read() -> None:
+    config = tiny_config("machine.max_ram_bytes=6GiB", "checkpoint.every=5min")
+    assert config.machine.max_ram_bytes == 6 * 2**30
+    assert config.checkpoint.interval == Interval("seconds", 300)
+    assert cap_text(config) == "6.44 GB"
+    assert cap_text(tiny_config()) == "what is free"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("a.b=3", 3),
+        ("a.b=1e-3", 0.001),
+        ("a.b=0.5", 0.5),
+        ("a.b=[1, 2]", [1, 2]),
+        ("a.b=null", None),
+        ("a.b=", None),
+        ("a.b=true", True),
+        ("a.b=6GB", "6GB"),
+        ("a.b=x=y", "x=y"),
+        (" a.b = 3", 3),
+    ],
+)
+def test_override_reads_values_as_yaml_and_lays_them_over(assignment: str, value: object) -> None:
+    settings: dict[str, Any] = {"a": {"b": "old", "c": "stays"}, "d": 1}
+    override(settings, assignment)
+    assert settings == {"a": {"b": value, "c": "stays"}, "d": 1}
+
+
+def test_override_makes_the_sections_that_are_missing() -> None:
+    settings: dict[str, Any] = {}
+    override(settings, "recipe.epochs=3")
+    assert settings == {"recipe": {"epochs": 3}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told", "hint"),
+    [
+        ("recipe.epochs", "is no assignment", "--set recipe.peak_learning_rate=0.001"),
+        ("=3", "is no assignment", "--set recipe.peak_learning_rate=0.001"),
+        ("a=[1", "the value is no YAML", "quote it"),
+        ("name.x=1", "'name' is a value, not a section", "config.yaml"),
+    ],
+)
+def test_override_refuses_what_is_no_assignment(assignment: str, told: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        override({"name": "tiny"}, assignment)
+    assert told in caught.value.message
+    assert repr(assignment) in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "machine.max_ram_bytes=1GB",
+        "machine.threads=7",
+        "machine.micro_batch=3",
+        "machine.precision=bf16",
+        "checkpoint.every=7steps",
+        "checkpoint.keep=5",
+        "data.source=elsewhere",
+        "name=other",
+    ],
+)
+def test_the_experiment_is_the_same_wherever_it_is_computed_and_saved(assignment: str) -> None:
+    assert tiny_config(assignment).experiment_hash() == tiny_config().experiment_hash()
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "seed=1",
+        "steps=9",
+        "recipe.effective_batch=33",
+        "recipe.peak_learning_rate=0.1",
+        "augmentation.flip=false",
+        "data.classes=[b, a]",
+        "data.validation_fraction=0.2",
+        "model.drop_path=0.2",
+    ],
+)
+def test_what_decides_the_result_is_in_the_experiment_s_hash(assignment: str) -> None:
+    assert tiny_config(assignment).experiment_hash() != tiny_config().experiment_hash()
+
+
+def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    settings = load_preset("tiny")
+    del settings["name"]
+    write_text(path, yaml.safe_dump(settings))
+    assert validate(load_preset(str(path))).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"a: [1", "is not YAML"), (b"\xff\xfe\x00", "is not YAML"), (b"- 1", "holds no mapping")]
+)
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        load_preset(str(path))
+    assert str(path) in caught.value.message
+    assert told in caught.value.message
+    assert caught.value.hint == "compare it with a preset in configs/"
+
+
+def test_a_missing_file_and_an_unknown_preset_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no file .*mine\.yaml"):
+        load_preset(str(tmp_path / "mine.yaml"))
+    with pytest.raises(UsageError, match="there is no preset 'smal'") as caught:
+        load_preset("smal")
+    assert caught.value.hint == "did you mean 'small'?"
+    with pytest.raises(UsageError, match="there is no preset 'qqq'") as caught:
+        load_preset("qqq")
+    assert all(name in caught.value.hint for name in preset_names())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "can't be read"),
+        ("a: [1", "can't be read"),
+        ("just text", "holds no settings"),
+        ("format_version: 2", "has format version 2, and this release reads version 1"),
+        ("name: x", "has format version None"),
+    ],
+)
+def test_a_run_s_config_that_is_none_is_refused(tmp_path: Path, content: str | None, told: str) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        write_text(path, content)
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    assert str(path) in caught.value.message
+    assert told in caught.value.message
+    assert caught.value.hint
+
+
+def test_settings_are_frozen() -> None:
+    config: RunConfig = tiny_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
