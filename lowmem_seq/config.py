@@ -7,9 +7,9 @@ further inside takes plain arguments.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,11 +21,11 @@ from lowmem_seq.errors import UsageError, nearest
 from lowmem_seq.units import Interval, format_bytes, parse_bytes, parse_interval
 
 FORMAT_VERSION = 1
+_EXPONENT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+\s*")
 
 
 def _interval_text(value: object) -> object:
-    if isinstance(value, str):
-        parse_interval(value)
+    parse_interval(str(value))
     return value
 
 
@@ -41,7 +41,7 @@ Width = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Sequencer2DConfig(_Section):
@@ -273,9 +273,8 @@ def override(settings: dict[str, Any], assignment: str) -> None:
         raise UsageError(
             f"--set {assignment!r}: the value is no YAML: {error}", "quote it for the shell"
         ) from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    if _EXPONENT.fullmatch(text):  # YAML 1.1 reads 1e-3 as text
+        value = float(text)
     *parents, last = key.strip().split(".")
     inner = settings
     for parent in parents:

@@ -116,11 +116,6 @@ class Interval:
     kind: Literal["steps", "seconds", "auto"]
     amount: float = 0.0
 
-    def __str__(self) -> str:
-        if self.kind == "auto":
-            return "auto"
-        return f"{self.amount:g}{'steps' if self.kind == 'steps' else 's'}"
-
 
 def parse_interval(text: str) -> Interval:
     """Return the interval that "200steps", "5min" or "auto" means.

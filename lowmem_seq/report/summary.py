@@ -43,7 +43,7 @@ UNKNOWN: Summary = {
 def summarise(run: RunFolder) -> Summary:
     """Return the figures of a run; one that is not known yet is None.
 
-    `images_per_second` is over the whole training: images seen by all sessions, over the time of all of them.
+    `images_per_second` is the median over the `train` events of all sessions, evaluation and saves left out.
     """
     summary = dict(UNKNOWN, run=str(run.path), state="crashed")
     config = run.config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -228,7 +227,7 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
     said = lowmem_seq(*TRAIN, "--dry-run", cwd=tmp_path).stdout
     assert "micro-batches of 16 for a batch of 32" in said
     assert "under a cap of 1.00 GB" in said
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_markdown_and_terminal_reports_name_the_result(undisturbed: Path) -> None:
