@@ -123,6 +123,8 @@ def find_fault(checkpoint: Checkpoint) -> str | None:
             return f"format version {version} is not known to this release"
         if step != checkpoint.step:
             return f"it holds step {step}"
+        if not files:
+            return "its manifest names no files"
         for name, expected in files.items():
             if Path(name).name != name:
                 return f"its manifest names a file outside of it: {name}"

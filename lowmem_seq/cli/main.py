@@ -13,7 +13,7 @@ from lowmem_seq import __version__
 from lowmem_seq.cli.data import data_app
 from lowmem_seq.cli.report import report
 from lowmem_seq.cli.train import resume, train
-from lowmem_seq.errors import LowmemSeqError
+from lowmem_seq.errors import LowmemSeqError, StoppedError
 
 DEBUG = "LOWMEM_SEQ_DEBUG"
 INTERRUPTED = 130
@@ -66,7 +66,8 @@ def main() -> None:
         if os.environ.get(DEBUG):
             raise
         console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(Text.assemble(("error: ", "bold red"), error.message))
+        asked_for = isinstance(error, StoppedError)
+        console.print(Text.assemble("" if asked_for else ("error: ", "bold red"), error.message))
         if error.hint:
             console.print(Text.assemble("\n", ("hint: ", "bold cyan"), error.hint))
         sys.exit(error.exit_code)

@@ -69,7 +69,7 @@ class SessionScreen:
     def show_stopping(self) -> None:
         """Show that the stop that was asked for is under way."""
         self._stopping = True
-        self._activity = "stopping: the last complete step is being saved (again to leave at once)"
+        self._activity = "stopping: saving the last complete step (again to leave at once)"
         self._line(f"{self._activity}")
 
     # What the children say.
@@ -151,9 +151,8 @@ class SessionScreen:
             return None
         return (time.monotonic() - self._began) / done * (self._total_steps - self._step)
 
-    def _parts(self) -> list[str]:
-        tree, _, cap = self._memory
-        figures, left = self._figures, self._seconds_left()
+    def _learning(self) -> list[str]:
+        figures = self._figures
         parts = []
         if "train_loss" in figures:
             parts.append(f"loss {figures['train_loss']:.3f}")
@@ -161,6 +160,12 @@ class SessionScreen:
             parts.append(f"validation {figures['val_accuracy']:.1%}")
         if "images_per_second" in figures:
             parts.append(f"{figures['images_per_second']:,.0f} images/s")
+        return parts
+
+    def _resources(self) -> list[str]:
+        tree, _, cap = self._memory
+        left = self._seconds_left()
+        parts = []
         if cap:
             parts.append(f"RAM {format_bytes(tree)} of {format_bytes(cap)}")
         if left is not None:
@@ -172,9 +177,8 @@ class SessionScreen:
         return parts
 
     def _plain_progress(self) -> str:
-        return f"step {self._step:,}/{self._total_steps:,}, epoch {self._epoch:.1f}/{self._epochs:g}, " + ", ".join(
-            self._parts()
-        )
+        where = f"step {self._step:,}/{self._total_steps:,}, epoch {self._epoch:.1f}/{self._epochs:.4g}"
+        return ", ".join([where, *self._learning(), *self._resources()])
 
     def _draw(self) -> Group:
         if not self._total_steps:
@@ -182,11 +186,11 @@ class SessionScreen:
         top = Table.grid(padding=(0, 1))
         top.add_row(
             Text(f"step {self._step:,}/{self._total_steps:,}", style="bold"),
-            ProgressBar(total=self._total_steps, completed=self._step, width=28),
-            Text(f"epoch {self._epoch:.1f}/{self._epochs:g}"),
+            ProgressBar(total=self._total_steps, completed=self._step, width=24),
+            Text(f"epoch {self._epoch:.1f}/{self._epochs:.4g}"),
             Text(self._activity if self._activity != "training" else "", style="cyan"),
         )
-        return Group(top, Text(" · ".join(self._parts())))
+        return Group(top, Text(" · ".join(self._learning())), Text(" · ".join(self._resources()), style="dim"))
 
     def _refresh(self, force: bool = False) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import socket
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -117,6 +118,8 @@ def _downloading(what: str, folder: Path, progress: Progress) -> Iterator[Module
         except (OSError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise  # told by the caller, with numbers
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             reason = " ".join(str(error).split())
             raise DataError(f"{what} can't be downloaded: {reason}", NO_DOWNLOAD_HINT) from error
         finally:

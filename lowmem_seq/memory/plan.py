@@ -5,6 +5,7 @@ The plan never changes the experiment. It is fixed in plan.json before step 1 an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -98,21 +99,21 @@ def predict_peak(measured: Sequence[Measurement], micro_batch: int) -> int:
     return round(near.peak_bytes + max(0.0, slope) * (micro_batch - near.micro_batch))
 
 
-def choose(measured: Sequence[Measurement], budget_bytes: int, cap_bytes: int) -> Measurement:
+def choose(measured: Sequence[Measurement], cap_bytes: int, others_bytes: int) -> Measurement:
     """Return the fastest of the measured micro-batches that fits.
 
     Args:
         measured: what the probe saw.
-        budget_bytes: what the trainer may hold: the cap, less its margin and the supervisor.
-        cap_bytes: the cap, for the message.
+        cap_bytes: what all processes of the run may hold.
+        others_bytes: what those beside the trainer hold: the supervisor.
 
     Raises:
         CapTooSmallError: none fits.
     """
-    fitting = [point for point in measured if point.peak_bytes <= budget_bytes]
+    fitting = [point for point in measured if point.peak_bytes <= (cap_bytes - others_bytes) * MARGIN]
     if not fitting:
         least = min(measured, key=lambda point: point.peak_bytes)
-        needed = round(least.peak_bytes + cap_bytes - budget_bytes)
+        needed = math.ceil(least.peak_bytes / MARGIN) + others_bytes
         raise CapTooSmallError(
             f"the cap of {format_bytes(cap_bytes)} is too small for this model: micro-batch {least.micro_batch} "
             f"holds {format_bytes(least.peak_bytes)} in the trainer.",

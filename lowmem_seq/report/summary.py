@@ -49,15 +49,15 @@ def summarise(run: RunFolder) -> Summary:
     config = run.config
     summary.update(name=config.name, data=config.data.source)
     rates: list[float] = []
+    batch: int | None = None
     for event in run.events:
         kind = event["event"]
         if kind == "session_started":
             summary.update({key: event.get(key) for key in ("parameters", "classes", "device", "precision")})
             summary.update({key: event.get(key) for key in ("step", "total_steps", "micro_batch")})
-            batch, micro_batch = event.get("effective_batch"), event.get("micro_batch")
-            if batch and micro_batch:
-                summary["accumulation"] = -(-int(batch) // int(micro_batch))
+            batch = event.get("effective_batch")
             summary["sessions"] += 1
+            summary["state"] = "crashed"  # until it says how it ended
         elif kind in ("train", "validation", "test"):
             summary.update({key: event[key] for key in UNKNOWN if key in event and key != "images_per_second"})
             if "images_per_second" in event:
@@ -69,6 +69,8 @@ def summarise(run: RunFolder) -> Summary:
             summary["micro_batch"] = event.get("micro_batch")
         elif kind == "session_ended":
             summary.update({key: event[key] for key in ("state", "wall_seconds", "step") if key in event})
+    if batch and summary["micro_batch"]:
+        summary["accumulation"] = -(-int(batch) // int(summary["micro_batch"]))
     if rates:
         summary["images_per_second"] = sorted(rates)[len(rates) // 2]
     if run.is_locked():

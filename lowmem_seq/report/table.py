@@ -29,10 +29,10 @@ NOT_KNOWN = "-"
 
 
 def rows(summaries: list[Summary]) -> list[list[str]]:
-    """Return a row of text for each run, in the order of COLUMNS."""
-    return [
+    """Return a row of text for each run, in the order of COLUMNS, without control characters."""
+    table = [
         [
-            Path(str(one["run"])).name,
+            Path(str(one["run"])).resolve().name,
             one["name"] or NOT_KNOWN,
             NOT_KNOWN if one["parameters"] is None else f"{one['parameters'] / 1e6:.2f}M",
             _data(one),
@@ -46,6 +46,7 @@ def rows(summaries: list[Summary]) -> list[list[str]]:
         ]
         for one in summaries
     ]
+    return [["".join(mark if mark.isprintable() else " " for mark in cell) for cell in row] for row in table]
 
 
 def _data(summary: Summary) -> str:
@@ -100,4 +101,4 @@ def markdown_table(summaries: list[Summary]) -> str:
 def _escaped(text: str) -> str:
     for mark in "\\|<>*_`[]":
         text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+    return text

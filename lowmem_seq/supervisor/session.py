@@ -19,7 +19,7 @@ import psutil
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.plan import MARGIN, SHARE_OF_AVAILABLE, Measurement, Plan, choose, plan_from_json
+from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Measurement, Plan, choose, plan_from_json
 from lowmem_seq.memory.tree import allocator_environment, available_bytes, peak_process_bytes, tree_bytes
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
@@ -100,7 +100,7 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     if code != 0 or result is None:
         raise child.failure(code, "planner")
     measured = [Measurement(**entry) for entry in result["measurements"]]
-    best = choose(measured, int(budget_bytes * MARGIN), cap_bytes)
+    best = choose(measured, cap_bytes, cap_bytes - budget_bytes)
     plan = Plan(
         device=result["device"],
         precision=result["precision"],

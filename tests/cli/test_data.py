@@ -40,7 +40,7 @@ def test_the_catalogue_is_listed() -> None:
         assert words in text
     assert "other packs" not in text
     listed = json.loads(said("list", "--json"))
-    assert [entry["name"] for entry in listed["catalogue"]][0] == "cifar10"
+    assert listed["catalogue"][0]["name"] == "cifar10"
     assert listed["catalogue"][2]["flip_makes_sense"] is False
     assert listed["catalogue"][0]["packed_image_sizes"] == []
     assert listed["other_packs"] == []

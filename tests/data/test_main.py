@@ -48,7 +48,7 @@ def test_errors_are_lines_too(arguments: list[str], code: int, message: str) -> 
 
 def test_there_are_at_most_ten_messages_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(number / 1000 for number in range(5000))
-    monkeypatch.setattr(program.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
     channel = Channel(listen=False)
     said: list[object] = []
     monkeypatch.setattr(channel, "say", said.append)

@@ -86,9 +86,13 @@ def test_a_position_that_is_not_there(tmp_path: Path, position: int) -> None:
 
 
 def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), writing_pack(tmp_path / "p", header(), Skipped()) as writer:
-        writer.add("train", noise(1)[0], 0)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with writing_pack(tmp_path / "p", header(), Skipped()) as writer:
+            writer.add("train", noise(1)[0], 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

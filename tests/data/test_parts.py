@@ -20,7 +20,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 
 def cut(parts: Parts) -> list[int]:
-    return parts.validation.positions.tolist()
+    return [int(position) for position in parts.validation.positions]
 
 
 @settings(deadline=None)

@@ -51,7 +51,7 @@ def test_classes_are_balanced_and_the_size_is_brought_to() -> None:
 
 
 def test_all_of_it_is_drawn_in_seconds() -> None:
-    """A run without network must not wait: 10,000 pictures take about two seconds; the bound is for busy machines."""
+    """About two seconds of a processor for 10,000 pictures; the bound is for busy machines."""
     began = time.process_time()
     pack = prepare("shapes", SIDE)
     assert time.process_time() - began < 15

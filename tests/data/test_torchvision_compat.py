@@ -40,7 +40,7 @@ def test_a_torchvision_that_cannot_be_imported_is_an_error_with_a_hint(monkeypat
     def fails(name: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(torchvision_compat.importlib, "import_module", fails)
+    monkeypatch.setattr("importlib.import_module", fails)
     torchvision_compat.datasets.cache_clear()
     try:
         with pytest.raises(DataError, match="torchvision::nms") as caught:

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowmem_seq.errors import CapTooSmallError, UsageError
+from lowmem_seq.memory.plan import (
+    MARGIN,
+    Measurement,
+    Plan,
+    candidate_sizes,
+    choose,
+    plan_from_json,
+    predict_peak,
+    smaller_sizes,
+)
+from lowmem_seq.units import format_bytes, parse_bytes
+from tests.builders import tiny_plan
+
+measurements = st.builds(
+    Measurement,
+    micro_batch=st.integers(1, 1024),
+    peak_bytes=st.integers(10**8, 10**10),
+    images_per_second=st.floats(0.1, 1e5),
+)
+
+
+@given(st.lists(measurements, max_size=3), st.dictionaries(st.text(), st.text(), max_size=2))
+def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environment: dict[str, str]) -> None:
+    plan = Plan(
+        device="cpu",
+        precision="bf16",
+        micro_batch=32,
+        threads=4,
+        cap_bytes=10**9,
+        cap_source="machine",
+        predicted_peak_bytes=9 * 10**8,
+        predicted_images_per_second=12.5,
+        environment=environment,
+        measurements=tuple(measured),
+    )
+    assert plan_from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_says_its_format_version() -> None:
+    assert tiny_plan().to_json()["format_version"] == 1
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_a_plan_of_another_format_is_refused(version: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_from_json({**tiny_plan().to_json(), "format_version": version})
+    assert caught.value.message == f"plan.json has format version {version}; this release reads 1."
+    assert "delete plan.json" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"unknown": 1}, {"measurements": [{"micro_batch": 1}]}, {"measurements": None}, {"measurements": [3]}],
+)
+def test_what_is_no_plan_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"plan\.json is no plan") as caught:
+        plan_from_json({**tiny_plan().to_json(), **changes})
+    assert "delete plan.json" in caught.value.hint
+
+
+def test_a_plan_that_lacks_a_value_is_refused() -> None:
+    value = tiny_plan().to_json()
+    del value["threads"]
+    with pytest.raises(UsageError, match="threads"):
+        plan_from_json(value)
+
+
+@given(st.integers(1, 5000))
+def test_candidates_are_powers_of_two_that_end_with_the_batch(batch: int) -> None:
+    sizes = candidate_sizes(batch, None)
+    assert sizes[-1] == batch
+    assert sizes == sorted(set(sizes))
+    assert all(size & (size - 1) == 0 and 8 <= size for size in sizes[:-1])
+    assert all(larger <= 2 * smaller for smaller, larger in zip(sizes, sizes[1:], strict=False))
+    assert sizes[0] <= 8
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (8, [8]), (9, [8, 9]), (64, [8, 16, 32, 64])])
+def test_candidates_of_some_batches(batch: int, sizes: list[int]) -> None:
+    assert candidate_sizes(batch, None) == sizes
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_a_wanted_size_is_the_only_candidate_and_never_passes_the_batch(batch: int, wanted: int) -> None:
+    assert candidate_sizes(batch, wanted) == [min(batch, wanted)]
+
+
+@given(st.integers(1, 5000))
+def test_smaller_sizes_go_down_to_one(size: int) -> None:
+    halves = smaller_sizes(size)
+    assert halves == sorted(set(halves), reverse=True)
+    assert all(half == larger // 2 for larger, half in zip([size, *halves], halves, strict=False))
+    assert (halves or [size])[-1] == 1
+
+
+@given(
+    st.integers(10**7, 10**9),
+    st.integers(0, 10**8),
+    st.lists(st.integers(1, 1024), min_size=2, max_size=5, unique=True),
+    st.integers(1, 2048),
+)
+def test_the_prediction_is_exact_where_memory_is_affine(base: int, slope: int, sizes: list[int], asked: int) -> None:
+    measured = [Measurement(size, base + slope * size, 1.0) for size in sizes]
+    assert predict_peak(measured, asked) == pytest.approx(base + slope * asked, rel=1e-9)
+
+
+@given(measurements, st.integers(1, 2048))
+def test_from_one_measurement_all_is_taken_to_grow(point: Measurement, asked: int) -> None:
+    predicted = predict_peak([point], asked)
+    assert predicted == round(point.peak_bytes * max(1.0, asked / point.micro_batch))
+    assert predicted >= point.peak_bytes
+
+
+def test_noise_that_falls_is_not_taken_for_a_gain() -> None:
+    assert predict_peak([Measurement(8, 500, 1.0), Measurement(16, 490, 1.0)], 64) == 490
+
+
+@given(st.lists(measurements, min_size=1, max_size=6), st.integers(10**8, 10**10), st.integers(0, 10**8))
+def test_the_fastest_that_fits_is_chosen_or_the_hint_names_a_cap_that_does(
+    measured: list[Measurement], cap_bytes: int, others_bytes: int
+) -> None:
+    fitting = [point for point in measured if others_bytes + point.peak_bytes / MARGIN <= cap_bytes]
+    try:
+        best = choose(measured, cap_bytes, others_bytes)
+    except CapTooSmallError as error:
+        assert not fitting
+        assert error.exit_code == 3
+        cap = parse_bytes(error.hint.rpartition("--max-ram ")[2])
+        assert cap_bytes < cap
+        least = min(measured, key=lambda point: point.peak_bytes)
+        assert choose(measured, cap, others_bytes).peak_bytes == least.peak_bytes
+        with pytest.raises(CapTooSmallError):
+            choose(measured, cap - 2 * 10**7, others_bytes)
+    else:
+        assert best.images_per_second == max(point.images_per_second for point in fitting)
+
+
+def test_a_cap_that_is_too_small_is_told_with_the_numbers() -> None:
+    measured = [Measurement(1, 500 * 10**6, 9.0), Measurement(2, 600 * 10**6, 15.0)]
+    with pytest.raises(CapTooSmallError) as caught:
+        choose(measured, 400 * 10**6, 60 * 10**6)
+    assert caught.value.message == (
+        "the cap of 400 MB is too small for this model: micro-batch 1 holds 500 MB in the trainer."
+    )
+    assert caught.value.hint == "the smallest cap that would do is about --max-ram 590MB"
+    assert re.search(rf"\b{format_bytes(500 * 10**6)}\b", caught.value.message)
