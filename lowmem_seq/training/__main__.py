@@ -23,11 +23,11 @@ def main() -> int:
         training = open_training(run, read_plan(run), channel)
         load_newest(training)
         finished = training.go()
-        training.emit(
+        training.journal.record(
             "session_ended",
             state="finished" if finished else "stopped",
             step=training.state.counters.step,
-            wall_seconds=training.wall_seconds(),
+            wall_seconds=training.journal.wall_seconds(),
         )
     except LowmemSeqError as error:
         channel.say_error(error)

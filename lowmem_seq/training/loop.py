@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,13 +27,13 @@ from lowmem_seq.memory.plan import Plan
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, evaluate
+from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.noise import draw_noise
 from lowmem_seq.training.saving import SavingClock
 from lowmem_seq.training.schedule import learning_rate
 from lowmem_seq.training.state import TrainingState, final_metadata, weights_sha256
 
 STEPS_A_TRAIN_EVENT = 20
-SECONDS_A_PROGRESS_MESSAGE = 0.5
 
 
 class Training:
@@ -53,6 +52,7 @@ class Training:
     ) -> None:
         self.run, self.config, self.plan, self.pack, self.parts = run, config, plan, pack, parts
         self.state, self.accelerator, self.channel = state, accelerator, channel
+        self.batch = config.recipe.effective_batch
         self.batches = TrainingBatches(
             parts.train,
             len(parts.classes),
@@ -62,22 +62,12 @@ class Training:
             mirrored_where_it_makes_sense(config.augmentation, pack),
             config.recipe.label_smoothing,
         )
-        self.batch = config.recipe.effective_batch
         self.total_steps = total_steps(config, parts.train.size)
         self.mixing_ends = self.total_steps * (1 - config.augmentation.mixing_off_fraction)
+        self.journal = Journal(run.events, channel, self.batch, parts.train.size)
         self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
         self.clock = SavingClock(config.checkpoint.interval)
-        self.session_began = time.monotonic()
-        self.wall_before = 0.0
         self.saved_step = 0
-
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on from a verified checkpoint."""
-        self.state.load(checkpoint)
-        self.saved_step = self.state.counters.step
-        self.wall_before = self.state.counters.wall_seconds
-
-    # What a run does, from its first step to its last.
 
     def go(self) -> bool:
         """Train to the end and test; return whether the end was reached (and not a stop on request)."""
@@ -88,7 +78,7 @@ class Training:
                 return False
             step = self.state.counters.step
             if step % STEPS_A_TRAIN_EVENT == 0 or step == self.total_steps:
-                self.report_training()
+                self.journal.record_training(self.state.counters, self.rate(step - 1))
             if self.ends_an_evaluated_epoch(step):
                 self.validate()
             if self.clock.is_due(step) or step == self.total_steps:
@@ -107,13 +97,11 @@ class Training:
             losses.append(self.forward_and_backward(start, stop, mixing=counters.step < self.mixing_ends))
         if recipe.clip_norm is not None:
             self.state.optimizer.clip_gradients(recipe.clip_norm)
-        self.state.optimizer.step(learning_rate(recipe, counters.step, self.total_steps))
+        self.state.optimizer.step(self.rate(counters.step))
         if self.state.average is not None:
             self.state.average.update(counters.step)
-        counters.step += 1
-        counters.loss_sum += float(torch.stack(losses).sum()) * self.batch
-        counters.loss_images += self.batch
-        self.show_progress()
+        counters.count_step(float(torch.stack(losses).sum()), self.batch)
+        self.journal.show_progress(counters)
         return True
 
     def micro_batches(self, step: int) -> Iterator[tuple[int, int]]:
@@ -140,15 +128,119 @@ class Training:
         detached: Tensor = loss.detach()
         return detached
 
-    # What is told and saved on the way.
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
+        return learning_rate(self.config.recipe, step, self.total_steps)
+
+    def ends_an_evaluated_epoch(self, step: int) -> bool:
+        """Whether the validation part is due after `step` steps."""
+        every = self.config.recipe.evaluate_every_epochs
+        before, now = (int(self.journal.epoch(count)) // every for count in (step - 1, step))
+        return now > before or step == self.total_steps
+
+    def validate(self) -> None:
+        """Evaluate on the part that choices are made by."""
+        result, seconds = self.evaluate_part(self.parts.validation)
+        step = self.state.counters.step
+        self.journal.record(
+            "validation",
+            step=step,
+            epoch=self.journal.epoch(step),
+            val_loss=result.loss,
+            val_accuracy=result.accuracy,
+            seconds=seconds,
+        )
+
+    def test(self) -> None:
+        """Write the final weights, and read the test part, once."""
+        digest = self.write_final_weights()
+        result, seconds = self.evaluate_part(self.parts.test)
+        step = self.state.counters.step
+        self.journal.record(
+            "test",
+            step=step,
+            epoch=self.journal.epoch(step),
+            test_loss=result.loss,
+            test_accuracy=result.accuracy,
+            class_accuracies=result.class_accuracies,
+            confusion=result.confusion,
+            weights_sha256=digest,
+            seconds=seconds,
+            wall_seconds=self.journal.wall_seconds(),
+        )
+
+    def evaluate_part(self, part: Part) -> tuple[Evaluation, float]:
+        """Return the figures of the averaged weights on a part, and the seconds that it took."""
+        began = time.monotonic()
+        self.journal.show_evaluation(part.size)
+        described = self.pack.description
+        batches = evaluation_batches(part, described.mean, described.deviation, self.plan.micro_batch)
+        with self.state.averaged() as model:
+            result = evaluate(model, batches, len(self.parts.classes), self.accelerator)
+        seconds = time.monotonic() - began
+        self.journal.pause_ended(seconds)
+        return result, seconds
+
+    def write_final_weights(self) -> str:
+        """Write the averaged weights with all that is needed to use them; return their SHA-256."""
+        described = self.pack.description
+        details = {
+            "model": self.config.model.model_dump(mode="json"),
+            "image_size": described.image_size,
+            "mean": described.mean,
+            "deviation": described.deviation,
+        }
+        with self.state.averaged(), placing(self.run.weights_file) as path:
+            metadata = final_metadata(self.config.name, self.parts.classes, details)
+            write_tensors(path, self.state.parameters, metadata)
+            return weights_sha256(self.state.parameters)
+
+    def save(self) -> None:
+        """Save the last complete step, unless it is saved already."""
+        counters = self.state.counters
+        if counters.step == self.saved_step:
+            return
+        began = time.monotonic()
+        counters.wall_seconds = self.journal.wall_seconds()
+        identity = {
+            "experiment_sha256": self.config.experiment_hash(),
+            "data_fingerprint": self.pack.fingerprint,
+        }
+        checkpoint = self.store.save(counters.step, self.state.writers(), identity)
+        self.saved_step = counters.step
+        seconds = time.monotonic() - began
+        self.journal.pause_ended(seconds)
+        self.clock.saved(seconds)
+        self.journal.record("checkpoint", step=counters.step, path=checkpoint.path.name, seconds=seconds)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Go on from a verified checkpoint."""
+        self.state.load(checkpoint)
+        self.saved_step = self.state.counters.step
+        self.journal.take_up(self.state.counters)
+
+    def shrink_if_asked(self) -> None:
+        """Halve the micro-batch if the process tree came near its cap."""
+        if not self.channel.take_shrink_request() or self.plan.micro_batch == 1:
+            return
+        before = self.plan.micro_batch
+        self.plan = replace(self.plan, micro_batch=before // 2)
+        write_json(self.run.plan_file, self.plan.to_json())
+        self.journal.record(
+            "micro_batch_changed",
+            step=self.state.counters.step,
+            micro_batch_before=before,
+            micro_batch=self.plan.micro_batch,
+            cause="the process tree came near its cap",
+        )
 
     def begin(self) -> None:
         """Say what is about to be trained."""
-        self.emit(
+        self.journal.record(
             "session_started",
             step=self.state.counters.step,
             total_steps=self.total_steps,
-            epochs=self.total_steps * self.batch / self.parts.train.size,
+            epochs=self.journal.epoch(self.total_steps),
             parameters=parameter_count(self.state.model),
             train_images=self.parts.train.size,
             validation_images=self.parts.validation.size,
@@ -160,146 +252,6 @@ class Training:
             micro_batch=self.plan.micro_batch,
             effective_batch=self.batch,
         )
-        self.progress_shown = self.rate_since = time.monotonic()
-        self.rate_step = self.state.counters.step
-
-    def epoch_at(self, step: int) -> float:
-        """Epochs of training images that `step` steps have seen."""
-        return step * self.batch / self.parts.train.size
-
-    def ends_an_evaluated_epoch(self, step: int) -> bool:
-        """Whether the validation part is due after `step` steps."""
-        every = self.config.recipe.evaluate_every_epochs
-        return int(self.epoch_at(step)) // every > int(self.epoch_at(step - 1)) // every or step == self.total_steps
-
-    def report_training(self) -> None:
-        """Record the mean training loss since the last record."""
-        counters = self.state.counters
-        now = time.monotonic()
-        rate = (counters.step - self.rate_step) * self.batch / max(1e-9, now - self.rate_since)
-        self.emit(
-            "train",
-            step=counters.step,
-            epoch=self.epoch_at(counters.step),
-            images_seen=counters.step * self.batch,
-            train_loss=counters.loss_sum / counters.loss_images,
-            learning_rate=learning_rate(self.config.recipe, counters.step - 1, self.total_steps),
-            images_per_second=rate,
-        )
-        counters.loss_sum, counters.loss_images = 0.0, 0
-        self.rate_since, self.rate_step = now, counters.step
-
-    def show_progress(self) -> None:
-        """Tell the screen where the run stands, twice a second at the most."""
-        now = time.monotonic()
-        if now - self.progress_shown < SECONDS_A_PROGRESS_MESSAGE:
-            return
-        self.progress_shown = now
-        counters = self.state.counters
-        self.channel.say(
-            {
-                "event": "progress",
-                "step": counters.step,
-                "epoch": self.epoch_at(counters.step),
-                "train_loss": counters.loss_sum / counters.loss_images,
-            }
-        )
-
-    def validate(self) -> None:
-        """Evaluate on the part that choices are made by."""
-        result, seconds = self.evaluate_part(self.parts.validation)
-        self.emit(
-            "validation",
-            step=self.state.counters.step,
-            epoch=self.epoch_at(self.state.counters.step),
-            val_loss=result.loss,
-            val_accuracy=result.accuracy,
-            seconds=seconds,
-        )
-
-    def test(self) -> None:
-        """Write the final weights, and read the test part, once."""
-        with self.state.averaged():
-            metadata = final_metadata(
-                self.config.name,
-                self.parts.classes,
-                {
-                    "model": self.config.model.model_dump(mode="json"),
-                    "image_size": self.pack.image_size,
-                    "mean": self.pack.description.mean,
-                    "deviation": self.pack.description.deviation,
-                },
-            )
-            with placing(self.run.weights_file) as path:
-                write_tensors(path, self.state.parameters, metadata)
-            digest = weights_sha256(self.state.parameters)
-        result, seconds = self.evaluate_part(self.parts.test)
-        self.emit(
-            "test",
-            step=self.state.counters.step,
-            epoch=self.epoch_at(self.state.counters.step),
-            test_loss=result.loss,
-            test_accuracy=result.accuracy,
-            class_accuracies=result.class_accuracies,
-            confusion=result.confusion,
-            weights_sha256=digest,
-            seconds=seconds,
-            wall_seconds=self.wall_seconds(),
-        )
-
-    def evaluate_part(self, part: Part) -> tuple[Evaluation, float]:
-        """Return the figures of the averaged weights on a part, and the seconds that it took."""
-        began = time.monotonic()
-        self.channel.say({"event": "evaluating", "images": part.size})
-        batches = evaluation_batches(
-            part, self.pack.description.mean, self.pack.description.deviation, self.plan.micro_batch
-        )
-        with self.state.averaged() as model:
-            result = evaluate(model, batches, len(self.parts.classes), self.accelerator)
-        seconds = time.monotonic() - began
-        self.rate_since += seconds
-        return result, seconds
-
-    def save(self) -> None:
-        """Save the last complete step, unless it is saved already."""
-        counters = self.state.counters
-        if counters.step == self.saved_step:
-            return
-        began = time.monotonic()
-        counters.wall_seconds = self.wall_seconds()
-        identity = {
-            "experiment_sha256": self.config.experiment_hash(),
-            "data_fingerprint": self.pack.fingerprint,
-        }
-        checkpoint = self.store.save(counters.step, self.state.writers(), identity)
-        self.saved_step = counters.step
-        seconds = time.monotonic() - began
-        self.rate_since += seconds
-        self.clock.saved(seconds)
-        self.emit("checkpoint", step=counters.step, path=checkpoint.path.name, seconds=seconds)
-
-    def shrink_if_asked(self) -> None:
-        """Halve the micro-batch if the process tree came near its cap."""
-        if not self.channel.take_shrink_request() or self.plan.micro_batch == 1:
-            return
-        before = self.plan.micro_batch
-        self.plan = replace(self.plan, micro_batch=before // 2)
-        write_json(self.run.plan_file, self.plan.to_json())
-        self.emit(
-            "micro_batch_changed",
-            step=self.state.counters.step,
-            micro_batch_before=before,
-            micro_batch=self.plan.micro_batch,
-            cause="the process tree came near its cap",
-        )
-
-    def wall_seconds(self) -> float:
-        """Time in the trainer, over all sessions."""
-        return self.wall_before + time.monotonic() - self.session_began
-
-    def emit(self, event: str, **details: Any) -> None:
-        """Record an event in the run folder, and tell the screen."""
-        self.channel.say(self.run.events.append(event, **details))
 
 
 def mirrored_where_it_makes_sense(augmentation: AugmentationConfig, pack: Pack) -> AugmentationConfig:

@@ -71,6 +71,8 @@ def load_newest(training: Training) -> None:
     Raises:
         NoCheckpointError: there are checkpoints, and none verifies.
     """
-    checkpoint = training.store.newest_valid(lambda fault: training.emit("checkpoint_broken", message=fault))
+    checkpoint = training.store.newest_valid(
+        lambda fault: training.journal.record("checkpoint_broken", message=fault)
+    )
     if checkpoint is not None:
         training.take_up(checkpoint)

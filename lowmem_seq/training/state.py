@@ -32,6 +32,17 @@ class Counters:
     wall_seconds: float = 0.0
     """Time in the trainer over all sessions."""
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss of an image since the last `train` event."""
+        return self.loss_sum / max(1, self.loss_images)
+
+    def count_step(self, mean_loss: float, images: int) -> None:
+        """Count a complete step of so many images, whose mean loss was `mean_loss`."""
+        self.step += 1
+        self.loss_sum += mean_loss * images
+        self.loss_images += images
+
 
 class TrainingState:
     """Weights, optimizer, running average and counters of one run."""

@@ -94,7 +94,7 @@ def test_the_peak_stays_when_memory_is_given_back_and_falls_when_it_is_reset() -
     assert (code, err) == (0, "")
     before, held, after, done, reset = out.split()
     assert int(held) - int(before) > BLOCK - SLACK
-    assert int(after) >= int(held)
+    assert int(after) > int(held) - SLACK
     if sys.platform == "linux":
         assert done == "True"
     if done == "True":

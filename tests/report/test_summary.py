@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_seq.config import RunConfig
+from lowmem_seq.errors import UsageError
+from lowmem_seq.files import write_text
+from lowmem_seq.report.summary import UNKNOWN, find_runs, summarise, summarise_all
+from lowmem_seq.runs.folder import RunFolder, create_run
+from tests.builders import tiny_config
+
+
+def start_session(run: RunFolder, step: int = 0, micro_batch: int = 16) -> None:
+    run.events.append(
+        "session_started",
+        step=step,
+        total_steps=60,
+        parameters=1234,
+        classes=["a", "b"],
+        device="cpu",
+        precision="fp32",
+        micro_batch=micro_batch,
+        effective_batch=40,
+    )
+
+
+def train_to(run: RunFolder, step: int, loss: float = 1.5, rate: float = 100.0) -> None:
+    run.events.append(
+        "train", step=step, epoch=step / 10, images_seen=40 * step, train_loss=loss, images_per_second=rate
+    )
+
+
+def record_memory(run: RunFolder, tree: int, peak: int) -> None:
+    run.events.append("memory", tree_bytes=tree, peak_tree_bytes=peak, cap_bytes=10**9)
+
+
+def finish(run: RunFolder) -> None:
+    run.events.append("validation", step=60, epoch=6.0, val_loss=1.2, val_accuracy=0.5, seconds=1.0)
+    run.events.append("test", step=60, epoch=6.0, test_loss=1.1, test_accuracy=0.6, weights_sha256="ab")
+    run.events.append("session_ended", state="finished", step=60, wall_seconds=12.5)
+
+
+def told(run: RunFolder, *keys: str) -> list[Any]:
+    summary = summarise(run)
+    return [summary[key] for key in keys]
+
+
+def test_a_run_before_its_first_event_has_every_key_and_knows_nothing(run: RunFolder) -> None:
+    summary = summarise(run)
+    assert list(summary) == list(UNKNOWN)
+    known = {key: value for key, value in summary.items() if value is not None}
+    assert known == {"run": str(run.path), "name": "tiny", "state": "crashed", "data": "shapes", "sessions": 0}
+
+
+def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
+    start_session(run)
+    record_memory(run, tree=500, peak=600)
+    train_to(run, 20, loss=2.0, rate=50.0)
+    train_to(run, 40, loss=1.7, rate=100.0)
+    train_to(run, 60, loss=1.4, rate=90.0)
+    record_memory(run, tree=400, peak=550)
+    finish(run)
+    assert summarise(run) == {
+        "run": str(run.path),
+        "name": "tiny",
+        "state": "finished",
+        "data": "shapes",
+        "classes": ["a", "b"],
+        "parameters": 1234,
+        "step": 60,
+        "total_steps": 60,
+        "epoch": 6.0,
+        "images_seen": 2400,
+        "train_loss": 1.4,
+        "val_loss": 1.2,
+        "val_accuracy": 0.5,
+        "test_loss": 1.1,
+        "test_accuracy": 0.6,
+        "images_per_second": 90.0,
+        "wall_seconds": 12.5,
+        "tree_bytes": 400,
+        "peak_tree_bytes": 600,
+        "cap_bytes": 10**9,
+        "device": "cpu",
+        "precision": "fp32",
+        "micro_batch": 16,
+        "accumulation": 3,
+        "weights_sha256": "ab",
+        "sessions": 1,
+    }
+
+
+def test_a_summary_is_json(run: RunFolder) -> None:
+    start_session(run)
+    finish(run)
+    assert json.loads(json.dumps(summarise(run), allow_nan=False)) == summarise(run)
+
+
+def test_a_held_run_is_running_whatever_its_events_say(run: RunFolder) -> None:
+    start_session(run)
+    finish(run)
+    with run.locked():
+        assert told(run, "state") == ["running"]
+    assert told(run, "state") == ["finished"]
+
+
+def test_a_session_without_an_end_crashed_also_after_one_that_ended(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 20)
+    assert told(run, "state", "step") == ["crashed", 20]
+    run.events.append("session_ended", state="stopped", step=25, wall_seconds=5.0)
+    assert told(run, "state", "step", "sessions") == ["stopped", 25, 1]
+    start_session(run, step=25)
+    assert told(run, "state", "step", "sessions") == ["crashed", 25, 2]
+    finish(run)
+    assert told(run, "state", "sessions") == ["finished", 2]
+
+
+def test_a_crash_that_was_told_of_keeps_what_was_known(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 20)
+    run.events.append("session_ended", state="crashed", cause="killed")
+    assert told(run, "state", "step", "wall_seconds") == ["crashed", 20, None]
+
+
+def test_a_smaller_micro_batch_needs_more_of_them(run: RunFolder) -> None:
+    start_session(run, micro_batch=40)
+    assert told(run, "micro_batch", "accumulation") == [40, 1]
+    run.events.append("micro_batch_changed", step=3, micro_batch_before=40, micro_batch=20)
+    assert told(run, "micro_batch", "accumulation") == [20, 2]
+
+
+@pytest.mark.parametrize("torn", [b'{"event": "train", "step": 99', b"\xff\xfe", b'{"event": "test", "test_loss"'])
+def test_a_torn_last_line_hides_nothing_else(run: RunFolder, torn: bytes) -> None:
+    start_session(run)
+    train_to(run, 20)
+    with run.events.path.open("ab") as file:
+        file.write(torn)
+    assert told(run, "state", "step", "test_loss") == ["crashed", 20, None]
+
+
+def test_events_that_are_not_known_are_passed_over(run: RunFolder) -> None:
+    start_session(run)
+    run.events.append("invented_later", step=99, state="odd")
+    assert told(run, "state", "step") == ["crashed", 0]
+
+
+def test_every_run_under_the_root_is_found_oldest_first(tmp_path: Path) -> None:
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        path = create_run(tmp_path / name, tiny_config()).path
+        os.utime(path, (10**9 - age, 10**9 - age))
+    (tmp_path / "no-run").mkdir()
+    assert [run.path.name for run in find_runs([], tmp_path)] == ["oldest", "middle", "newest"]
+    assert [run.path.name for run in find_runs([tmp_path / "middle"], tmp_path)] == ["middle"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (lambda root: [], "there is no run under {}."),
+        (lambda root: [root], "there is no run in {}."),
+    ],
+)
+def test_where_there_is_no_run_it_is_said(
+    tmp_path: Path, paths: Callable[[Path], list[Path]], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_runs(paths(tmp_path), tmp_path)
+    assert caught.value.message == message.format(tmp_path)
+    assert "lowmem-seq" in caught.value.hint
+
+
+def test_one_unreadable_run_spoils_no_other(tmp_path: Path, run: RunFolder) -> None:
+    config: RunConfig = tiny_config()
+    broken = create_run(tmp_path / "broken", config)
+    write_text(broken.config_file, config.to_yaml().replace("format_version: 1", "format_version: 9"))
+    first, second = summarise_all([broken, run])
+    assert first["state"].startswith("unreadable: ")
+    assert "format version 9" in first["state"]
+    assert first.keys() == second.keys() == UNKNOWN.keys()
+    assert second["state"] == "crashed"
