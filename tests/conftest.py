@@ -1,4 +1,4 @@
-"""What every test stands on: one thread for matrix products, a cache of the tests' own, a tiny pack, a ready run."""
+"""What every test stands on: one thread for matrix products, a cache of its own, a tiny pack, a ready run."""
 
 from __future__ import annotations
 

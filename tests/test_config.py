@@ -146,9 +146,10 @@ def test_one_value_a_stage_is_asked_for() -> None:
 
 
 def test_mixing_shares_may_not_pass_one() -> None:
-    assert "mixup and cutmix together must not pass 1" in refusal(
-        "augmentation.mixup=0.6", "augmentation.cutmix=0.6"
-    ).message
+    assert (
+        "mixup and cutmix together must not pass 1"
+        in refusal("augmentation.mixup=0.6", "augmentation.cutmix=0.6").message
+    )
 
 
 def test_an_unknown_architecture_is_refused() -> None:

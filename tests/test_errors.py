@@ -7,12 +7,12 @@ import pytest
 from lowmem_seq import errors
 from lowmem_seq.errors import ERRORS_BY_EXIT_CODE, LowmemSeqError, nearest
 
-KINDS = LowmemSeqError.__subclasses__()
+KINDS: list[type[LowmemSeqError]] = LowmemSeqError.__subclasses__()
 
 
 def test_exit_codes_are_those_of_the_tree_in_the_docstring() -> None:
     drawn = dict(re.findall(r"(\w+Error)\s+(\d+)", errors.__doc__ or ""))
-    assert {kind.__name__: str(kind.exit_code) for kind in [LowmemSeqError, *KINDS]} == drawn
+    assert {kind.__name__: str(kind.exit_code) for kind in (LowmemSeqError, *KINDS)} == drawn
 
 
 def test_exit_codes_are_unique_and_found_again() -> None:

@@ -50,9 +50,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
 ) -> None:
     path = tmp_path / "config.yaml"
     write_text(path, "old")
-    with pytest.raises(error), writing(path) as file:
-        file.write(b"half")
-        raise error
+
+    def write_half() -> None:
+        with writing(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["config.yaml"]
 
@@ -139,9 +144,13 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError), building_folder(tmp_path / "pack") as building:
-        write_text(building / "a", "a")
-        raise DiskFullError
+    def build_half() -> None:
+        with building_folder(tmp_path / "pack") as building:
+            write_text(building / "a", "a")
+            raise DiskFullError
+
+    with pytest.raises(DiskFullError):
+        build_half()
     assert names(tmp_path) == []
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lowmem_seq.cli.screen import SessionScreen, describe_plan, describe_result
 from lowmem_seq.config import RunConfig, load_preset, override, validate
+from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import StoppedError, UsageError
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
@@ -43,7 +44,7 @@ def train(
     """Train a model: lowmem-seq train small --max-ram 6GB."""
     settings = load_preset(preset)
     flags = {
-        "data.source": session.data_source(data) if data is not None else None,
+        "data.source": _lasting_source(data),
         "data.classes": _split_classes(classes),
         "data.image_size": image_size,
         "machine.max_ram_bytes": max_ram,
@@ -84,7 +85,7 @@ def resume(
     _refuse_a_world()
     settings = run.config.model_dump(mode="json")
     flags = {
-        "data.source": session.data_source(data) if data is not None else None,
+        "data.source": _lasting_source(data),
         "machine.max_ram_bytes": max_ram,
         "recipe.epochs": epochs,
         "steps": steps,
@@ -167,6 +168,14 @@ def _lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
     if text != "auto" and not text.isdecimal():
         raise UsageError(f"--micro-batch {text!r} is no number of images.", "--micro-batch 32 or auto")
     settings.setdefault("machine", {})["micro_batch"] = None if text == "auto" else int(text)
+
+
+def _lasting_source(source: str | None) -> str | None:
+    """Return a path as an absolute one, so that a run can be resumed from another folder; names stay."""
+    if source is None or source in CATALOGUE:
+        return source
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 def _split_classes(text: str | None) -> list[str] | None:

@@ -1,15 +1,43 @@
-"""The datasets that are known by name."""
+"""The datasets that are known by name. Cheap to import: what reads them is imported when one is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lowmem_seq.data.cifar import CIFAR10, CIFAR100, CifarDataset
-from lowmem_seq.data.dataset import Dataset
-from lowmem_seq.data.mnist import IdxDataset
-from lowmem_seq.data.shapes import CLASSES as SHAPES_CLASSES
-from lowmem_seq.data.shapes import TEST_COUNT, TRAIN_COUNT, ShapesDataset
+if TYPE_CHECKING:
+    from lowmem_seq.data.dataset import Dataset
+
+
+def _cifar10() -> Dataset:
+    from lowmem_seq.data.cifar import CIFAR10, CifarDataset
+
+    return CifarDataset("cifar10", CIFAR10)
+
+
+def _cifar100() -> Dataset:
+    from lowmem_seq.data.cifar import CIFAR100, CifarDataset
+
+    return CifarDataset("cifar100", CIFAR100)
+
+
+def _mnist() -> Dataset:
+    from lowmem_seq.data.mnist import IdxDataset
+
+    return IdxDataset("mnist", "MNIST")
+
+
+def _fashion_mnist() -> Dataset:
+    from lowmem_seq.data.mnist import IdxDataset
+
+    return IdxDataset("fashion-mnist", "FashionMNIST")
+
+
+def _shapes() -> Dataset:
+    from lowmem_seq.data.shapes import ShapesDataset
+
+    return ShapesDataset()
 
 
 @dataclass(frozen=True)
@@ -40,7 +68,7 @@ _ENTRIES = (
         32,
         True,
         170_052_171,
-        lambda: CifarDataset("cifar10", CIFAR10),
+        _cifar10,
     ),
     Entry(
         "cifar100",
@@ -51,7 +79,7 @@ _ENTRIES = (
         32,
         True,
         168_513_733,
-        lambda: CifarDataset("cifar100", CIFAR100),
+        _cifar100,
     ),
     Entry(
         "mnist",
@@ -62,7 +90,7 @@ _ENTRIES = (
         28,
         False,
         11_594_722,
-        lambda: IdxDataset("mnist", "MNIST"),
+        _mnist,
     ),
     Entry(
         "fashion-mnist",
@@ -73,18 +101,18 @@ _ENTRIES = (
         28,
         True,
         30_878_645,
-        lambda: IdxDataset("fashion-mnist", "FashionMNIST"),
+        _fashion_mnist,
     ),
     Entry(
         "shapes",
         "drawn shapes before noise and clutter; no download",
-        len(SHAPES_CLASSES),
-        TRAIN_COUNT,
-        TEST_COUNT,
+        8,
+        8_000,
+        2_000,
         32,
         True,
         0,
-        ShapesDataset,
+        _shapes,
     ),
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 import psutil
-
-GLIBC_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""glibc's malloc asks for transparent huge pages: 27 % more images/s for Small, measured in docs/log.md."""
 
 
 def tree_bytes(root: psutil.Process) -> int:
@@ -68,10 +64,3 @@ def available_bytes() -> int:
     except (OSError, ValueError):
         pass
     return available
-
-
-def allocator_environment() -> dict[str, str]:
-    """Return the environment that a trainer is started with for the sake of its allocator."""
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        return dict(GLIBC_HUGE_PAGES)
-    return {}

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -19,8 +18,9 @@ import psutil
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError
 from lowmem_seq.files import write_json
+from lowmem_seq.memory.environment import training_environment
 from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Measurement, Plan, choose, plan_from_json
-from lowmem_seq.memory.tree import allocator_environment, available_bytes, peak_process_bytes, tree_bytes
+from lowmem_seq.memory.tree import available_bytes, peak_process_bytes, tree_bytes
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
 
@@ -83,9 +83,8 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     given = config.machine.max_ram_bytes
     cap_bytes = given if given is not None else int(available_bytes() * SHARE_OF_AVAILABLE)
     budget_bytes = max(1, cap_bytes - tree_bytes(psutil.Process()))
-    environment = allocator_environment()
     threads = config.machine.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    environment["OMP_NUM_THREADS"] = str(threads)
+    environment = training_environment(threads)
     child = Child(
         "lowmem_seq.training.probe", str(run.path), str(budget_bytes), environment=environment, log=run.log_file
     )
@@ -233,9 +232,3 @@ def passing_signals_on(child: Child, screen: Screen) -> Iterator[Callable[[], bo
 
     with _handling(handler):
         yield lambda: len(signals) > 1
-
-
-def data_source(source: str) -> str:
-    """Return a path as an absolute one, so that a run can be resumed from another folder; names stay."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() and ("/" in source or "\\" in source or path.suffix) else source

@@ -34,9 +34,11 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for name, wanted in TENSORS.items():
         got = again[name]
         assert (got.dtype, got.shape, got.device.type) == (wanted.dtype, wanted.shape, "cpu")
-        assert got.numpy(force=True).tobytes() == wanted.detach().contiguous().numpy().tobytes() if (
-            wanted.dtype != torch.bfloat16
-        ) else torch.equal(got, wanted)
+        assert (
+            got.numpy(force=True).tobytes() == wanted.detach().contiguous().numpy().tobytes()
+            if (wanted.dtype != torch.bfloat16)
+            else torch.equal(got, wanted)
+        )
 
 
 @given(st.lists(st.integers(0, 4), max_size=4))

@@ -19,11 +19,18 @@ from lowmem_seq.files import is_temporary, read_json, sha256_of, write_json
 IDENTITY = {"experiment_sha256": "e" * 64, "data_fingerprint": "d" * 64}
 
 
+def writer_of(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
+
+
 def write_step(store: CheckpointStore, step: int) -> Checkpoint:
     """A checkpoint with two small files that tell the step."""
-    writers: dict[str, Callable[[Path], None]] = {
-        "model.safetensors": lambda path: path.write_bytes(b"weights of %d" % step) and None,
-        "state.json": lambda path: path.write_text(json.dumps({"step": step})) and None,
+    writers = {
+        "model.safetensors": writer_of(b"weights of %d" % step),
+        "state.json": writer_of(json.dumps({"step": step}).encode()),
     }
     return store.save(step, writers, IDENTITY)
 
@@ -119,7 +126,7 @@ def test_a_save_that_fails_midway_leaves_the_old_ones(store: CheckpointStore) ->
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        store.save(3, {"a": lambda path: path.write_bytes(b"a") and None, "b": fail}, IDENTITY)
+        store.save(3, {"a": writer_of(b"a"), "b": fail}, IDENTITY)
     assert names(store.folder) == ["step-00000001", "step-00000002"]
     newest = store.newest_valid(refuse_complaints)
     assert newest is not None
@@ -193,9 +200,7 @@ def test_a_broken_checkpoint_is_set_aside_and_the_one_before_it_wins(store: Chec
     assert told in fault
     complaints: list[str] = []
     assert store.newest_valid(complaints.append) == older
-    assert complaints == [
-        f"checkpoint step-00000002 does not verify ({fault}); set aside as broken-step-00000002"
-    ]
+    assert complaints == [f"checkpoint step-00000002 does not verify ({fault}); set aside as broken-step-00000002"]
     assert names(store.folder) == ["broken-step-00000002", "step-00000001"]
     assert store.newest_valid(refuse_complaints) == older
 

@@ -191,7 +191,9 @@ def test_a_square_is_erased_where_the_draw_is_under_the_share(size: float, side:
 
 def test_an_erased_square_at_the_edge_is_cut_off_there() -> None:
     images = pictures(1, 20, 20)
-    result = augment(images, draws({ERASE: 0.0, ERASE_SIZE: 0.0, ERASE_X: 0.0, ERASE_Y: 0.0}, 1), changed(erase=1.0))
+    result = augment(
+        images, draws({ERASE: 0.0, ERASE_SIZE: 0.0, ERASE_X: 0.0, ERASE_Y: 0.0}, 1), changed(erase=1.0)
+    )
     assert (result == 0).all(3).sum() == 2 * 2
     assert (result[0, :2, :2] == 0).all()
 
@@ -227,14 +229,18 @@ def one_hot(count: int) -> Tensor:
 
 def test_mixup_blends_with_the_partner_and_keeps_the_larger_share() -> None:
     images, targets, partners = pictures(4), one_hot(4), torch.tensor([1, 0, 3, 2])
-    mixed, mixed_targets = mix(images, targets, partners, draws({MIX_SHARE: 0.6}, 4, MIXING_DRAWS), changed(mixup=1.0))
+    mixed, mixed_targets = mix(
+        images, targets, partners, draws({MIX_SHARE: 0.6}, 4, MIXING_DRAWS), changed(mixup=1.0)
+    )
     torch.testing.assert_close(mixed, 0.7 * images + 0.3 * images[partners])
     torch.testing.assert_close(mixed_targets, 0.7 * targets + 0.3 * targets[partners])
 
 
 def test_cutmix_pastes_a_rectangle_of_the_partner_and_counts_its_area() -> None:
     images, targets, partners = pictures(4, 20, 20), one_hot(4), torch.tensor([2, 3, 0, 1])
-    mixed, mixed_targets = mix(images, targets, partners, draws({MIX_SHARE: 0.25}, 4, MIXING_DRAWS), changed(cutmix=1.0))
+    mixed, mixed_targets = mix(
+        images, targets, partners, draws({MIX_SHARE: 0.25}, 4, MIXING_DRAWS), changed(cutmix=1.0)
+    )
     inside = torch.zeros(20, 20, 1, dtype=torch.bool)
     inside[5:15, 5:15] = True
     assert torch.equal(mixed, torch.where(inside, images[partners], images))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def test_no_cut_changes_what_a_sample_is(
     edges = sorted({start, start + length, *cuts})
     whole = batches(parts, EVERYTHING).read(start, start + length, mixing)
     cut = batches(parts, EVERYTHING)  # one object, so that its buffer is used again at other sizes
-    pieces = [cut.read(first, stop, mixing) for first, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [cut.read(first, stop, mixing) for first, stop in pairwise(edges)]
     assert_same(joined(pieces), whole)
 
 
@@ -93,7 +95,9 @@ def test_a_sample_is_mixed_with_its_neighbour_in_the_order(parts: Parts) -> None
 
 def test_mixing_off_is_as_if_it_had_no_share(parts: Parts) -> None:
     never = EVERYTHING.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
-    assert_same(batches(parts, EVERYTHING).read(3, 14, mixing=False), batches(parts, never).read(3, 14, mixing=True))
+    assert_same(
+        batches(parts, EVERYTHING).read(3, 14, mixing=False), batches(parts, never).read(3, 14, mixing=True)
+    )
 
 
 def test_without_augmentation_a_batch_is_the_normalised_pictures(parts: Parts) -> None:

@@ -100,9 +100,7 @@ def test_epochs_and_samples_pair_up_and_a_scalar_goes_with_all() -> None:
 
 def test_every_part_of_the_key_matters() -> None:
     samples = np.arange(1000)
-    columns = [
-        bits(seed, epoch, samples, purpose) for seed in (0, 1) for epoch in (0, 1, 2) for purpose in Purpose
-    ]
+    columns = [bits(seed, epoch, samples, purpose) for seed in (0, 1) for epoch in (0, 1, 2) for purpose in Purpose]
     assert len(np.unique(np.concatenate(columns))) == 2 * 3 * len(Purpose) * 1000
 
 

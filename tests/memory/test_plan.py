@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -80,8 +81,8 @@ def test_candidates_are_powers_of_two_that_end_with_the_batch(batch: int) -> Non
     sizes = candidate_sizes(batch, None)
     assert sizes[-1] == batch
     assert sizes == sorted(set(sizes))
-    assert all(size & (size - 1) == 0 and 8 <= size for size in sizes[:-1])
-    assert all(larger <= 2 * smaller for smaller, larger in zip(sizes, sizes[1:], strict=False))
+    assert all(size & (size - 1) == 0 and size >= 8 for size in sizes[:-1])
+    assert all(larger <= 2 * smaller for smaller, larger in pairwise(sizes))
     assert sizes[0] <= 8
 
 
@@ -109,7 +110,9 @@ def test_smaller_sizes_go_down_to_one(size: int) -> None:
     st.lists(st.integers(1, 1024), min_size=2, max_size=5, unique=True),
     st.integers(1, 2048),
 )
-def test_the_prediction_is_exact_where_memory_is_affine(base: int, slope: int, sizes: list[int], asked: int) -> None:
+def test_the_prediction_is_exact_where_memory_is_affine(
+    base: int, slope: int, sizes: list[int], asked: int
+) -> None:
     measured = [Measurement(size, base + slope * size, 1.0) for size in sizes]
     assert predict_peak(measured, asked) == pytest.approx(base + slope * asked, rel=1e-9)
 
@@ -130,19 +133,18 @@ def test_the_fastest_that_fits_is_chosen_or_the_hint_names_a_cap_that_does(
     measured: list[Measurement], cap_bytes: int, others_bytes: int
 ) -> None:
     fitting = [point for point in measured if others_bytes + point.peak_bytes / MARGIN <= cap_bytes]
-    try:
+    if fitting:
         best = choose(measured, cap_bytes, others_bytes)
-    except CapTooSmallError as error:
-        assert not fitting
-        assert error.exit_code == 3
-        cap = parse_bytes(error.hint.rpartition("--max-ram ")[2])
-        assert cap_bytes < cap
-        least = min(measured, key=lambda point: point.peak_bytes)
-        assert choose(measured, cap, others_bytes).peak_bytes == least.peak_bytes
-        with pytest.raises(CapTooSmallError):
-            choose(measured, cap - 2 * 10**7, others_bytes)
-    else:
         assert best.images_per_second == max(point.images_per_second for point in fitting)
+        return
+    with pytest.raises(CapTooSmallError) as caught:
+        choose(measured, cap_bytes, others_bytes)
+    assert caught.value.exit_code == 3
+    cap = parse_bytes(caught.value.hint.rpartition("--max-ram ")[2])
+    least = min(measured, key=lambda point: point.peak_bytes)
+    assert choose(measured, cap, others_bytes).peak_bytes == least.peak_bytes
+    with pytest.raises(CapTooSmallError):
+        choose(measured, cap - 2 * 10**7, others_bytes)
 
 
 def test_a_cap_that_is_too_small_is_told_with_the_numbers() -> None:

@@ -121,7 +121,11 @@ def test_what_is_available_is_part_of_the_machine() -> None:
 
 def test_the_allocator_is_set_on_linux_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    for system, expected in (("linux", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}), ("darwin", {}), ("win32", {})):
+    for system, expected in (
+        ("linux", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
+        ("darwin", {}),
+        ("win32", {}),
+    ):
         monkeypatch.setattr(sys, "platform", system)
         assert allocator_environment() == expected
     monkeypatch.setattr(sys, "platform", "linux")

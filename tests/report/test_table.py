@@ -29,7 +29,17 @@ FINISHED: Summary = {
     "wall_seconds": 3725.0,
     "peak_tree_bytes": 1_234_567_890,
 }
-HOSTILE = ["a|b", "<script>", "[link](x)", "*bold*_x_`y`", "two\nlines", "two\rlines", "\x1b[31mred", "\u2028", "\\|"]
+HOSTILE = [
+    "a|b",
+    "<script>",
+    "[link](x)",
+    "*bold*_x_`y`",
+    "two\nlines",
+    "two\rlines",
+    "\x1b[31mred",
+    "\u2028",
+    "\\|",
+]
 
 
 def summary(**changes: Any) -> Summary:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,12 +16,10 @@ STEPS = 20
 
 def parameters(seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()
-    }
+    return {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
 
 
-def set_gradients(values: dict[str, Tensor], step: int, scale: float = 1.0) -> None:
+def set_gradients(values: Mapping[str, Tensor], step: int, scale: float = 1.0) -> None:
     generator = torch.Generator().manual_seed(1000 + step)
     for value in values.values():
         value.grad = torch.randn(value.shape, generator=generator) * scale
@@ -29,7 +29,7 @@ def rate_of(step: int) -> float:
     return 0.01 * (1 + step % 5)
 
 
-def assert_equal(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def assert_equal(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(got[name], value), name

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -32,9 +33,9 @@ def test_ten_steps_by_hand() -> None:
 def test_the_rate_rises_to_its_peak_and_falls_to_its_end(recipe: RecipeConfig, total: int) -> None:
     values = rates(recipe, total)
     top = values.index(max(values))
-    assert all(a <= b for a, b in zip(values[:top], values[1 : top + 1], strict=True))
-    assert all(a >= b for a, b in zip(values[top:], values[top + 1 :], strict=False))
-    assert 0 <= min(values)
+    assert all(a <= b for a, b in pairwise(values[: top + 1]))
+    assert all(a >= b for a, b in pairwise(values[top:]))
+    assert min(values) >= 0
     assert max(values) <= recipe.peak_learning_rate * (1 + 1e-12)
     assert abs(top + 1 - recipe.warmup_fraction * total) <= 1
 

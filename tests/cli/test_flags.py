@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lowmem_seq.cli import train as module
+from lowmem_seq.config import RunConfig, load_preset, override, validate
+from lowmem_seq.runs.folder import RunFolder, open_run
+from tests.cli.conftest import CommandLine
+
+
+class Sessions:
+    """Stands where a session would start, and keeps what it was started with."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[RunFolder, RunConfig, bool, bool]] = []
+
+    def __call__(self, run: RunFolder, config: RunConfig, console: Console, quiet: bool, plan_anew: bool) -> None:
+        self.started.append((run, config, quiet, plan_anew))
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    recorded = Sessions()
+    monkeypatch.setattr(module, "_run_session", recorded)
+    return recorded
+
+
+def preset(*assignments: str) -> RunConfig:
+    settings = load_preset("tiny")
+    for assignment in assignments:
+        override(settings, assignment)
+    return validate(settings)
+
+
+TRAIN_FLAGS = [
+    (["--data", "fashion-mnist"], ["data.source=fashion-mnist"]),
+    (["--classes", "b, a,"], ["data.classes=[b, a]"]),
+    (["--image-size", "64"], ["data.image_size=64"]),
+    (["--max-ram", "6GiB"], ["machine.max_ram_bytes=6442450944"]),
+    (["--epochs", "3"], ["recipe.epochs=3"]),
+    (["--steps", "7"], ["steps=7"]),
+    (["--seed", "9"], ["seed=9"]),
+    (["--checkpoint-every", "200steps"], ["checkpoint.every=200steps"]),
+    (["--device", "cpu"], ["machine.device=cpu"]),
+    (["--precision", "bf16"], ["machine.precision=bf16"]),
+    (["--effective-batch", "48"], ["recipe.effective_batch=48"]),
+    (["--micro-batch", "4"], ["machine.micro_batch=4"]),
+    (["--set", "machine.micro_batch=4", "--micro-batch", "auto"], []),
+    (["--set", "recipe.beta1=0.8", "--set", "seed=3"], ["recipe.beta1=0.8", "seed=3"]),
+    (["--set", "seed=3", "--seed", "4"], ["seed=4"]),
+    (["--data", "mnist"], ["data.source=mnist", "augmentation.flip=false"]),
+    (["--data", "mnist", "--set", "augmentation.flip=true"], ["data.source=mnist", "augmentation.flip=true"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "assignments"), TRAIN_FLAGS, ids=lambda value: " ".join(value))
+def test_every_flag_of_train_reaches_the_run_s_config(
+    command_line: CommandLine, sessions: Sessions, flags: list[str], assignments: list[str]
+) -> None:
+    assert command_line("train", "tiny", *flags, "--run-dir", "here").code == 0
+    ((run, config, quiet, plan_anew),) = sessions.started
+    assert config == preset(*assignments)
+    assert open_run(Path("here")).config == config
+    assert (run.path, quiet, plan_anew) == (Path("here"), False, True)
+
+
+def test_a_run_without_a_name_goes_under_runs(command_line: CommandLine, sessions: Sessions) -> None:
+    assert command_line("train", "tiny", "--quiet").code == 0
+    ((run, _, quiet, _),) = sessions.started
+    assert run.path.parent == Path("runs")
+    assert run.path.name.startswith("tiny-")
+    assert quiet
+
+
+def test_a_folder_of_images_is_kept_as_an_absolute_path(command_line: CommandLine, sessions: Sessions) -> None:
+    (Path.cwd() / "photos").mkdir()
+    assert command_line("train", "tiny", "--data", "./photos").code == 0
+    assert sessions.started[0][1].data.source == str(Path.cwd() / "photos")
+
+
+RESUME_FLAGS = [
+    (["--max-ram", "1GB"], ["machine.max_ram_bytes=1GB"], True),
+    (["--device", "cpu"], ["machine.device=cpu"], True),
+    (["--micro-batch", "4"], ["machine.micro_batch=4"], True),
+    (["--micro-batch", "auto"], [], True),
+    (["--epochs", "9"], ["recipe.epochs=9"], False),
+    (["--steps", "9"], ["steps=9"], False),
+    (["--data", "fashion-mnist"], ["data.source=fashion-mnist"], False),
+    (["--quiet"], [], False),
+    ([], [], False),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "assignments", "plan_anew"),
+    RESUME_FLAGS,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_flag_of_resume_reaches_the_run_s_config_and_is_told(
+    command_line: CommandLine,
+    sessions: Sessions,
+    flags: list[str],
+    assignments: list[str],
+    plan_anew: bool,
+) -> None:
+    assert command_line("train", "tiny", "--run-dir", "here").code == 0
+    assert command_line("resume", "here", *flags).code == 0
+    run, config, quiet, anew = sessions.started[1]
+    assert config == preset(*assignments)
+    assert open_run(Path("here")).config == config
+    assert quiet == ("--quiet" in flags)
+    assert anew is plan_anew
+    told = [event["event"] for event in run.events]
+    assert told == (["config_changed"] if assignments else [])
+
+
+def test_a_preset_s_own_file_can_be_trained(command_line: CommandLine, sessions: Sessions) -> None:
+    Path("mine.yaml").write_text(preset("seed=5").to_yaml(), encoding="utf-8")
+    assert command_line("train", "mine.yaml", "--run-dir", "here").code == 0
+    assert sessions.started[0][1].seed == 5

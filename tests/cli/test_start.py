@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lowmem_seq import __version__
+from lowmem_seq.runs.folder import RunFolder
+from tests.builders import end, start_python, tiny_config
+from tests.cli.conftest import CommandLine, Ended
+
+IMPORTED = """
+import sys
+from lowmem_seq.cli.main import main
+
+sys.argv[0] = "lowmem-seq"
+try:
+    main()
+except SystemExit as end:
+    print("code", end.code or 0)
+print("imported", *sorted({"torch", "torchvision", "accelerate", "numpy", "PIL", "safetensors"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["data", "--help"],
+        ["train", "no-such-preset"],
+        ["report", "RUN"],
+        ["report", "RUN", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_what_must_answer_at_once_imports_nothing_large(arguments: list[str], run: RunFolder) -> None:
+    code, out, _ = end(start_python(IMPORTED, *(str(run.path) if word == "RUN" else word for word in arguments)))
+    assert code == 0
+    assert out.splitlines()[-1] == "imported"
+    if "no-such-preset" not in arguments:
+        assert "code 0" in out or arguments[0] == "report"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train"],
+        ["resume"],
+        ["report"],
+        ["data"],
+        ["data", "list"],
+        ["data", "add"],
+        ["data", "show"],
+    ],
+    ids=lambda arguments: " ".join(arguments) or "all",
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_explains_itself(command_line: CommandLine, arguments: list[str], flag: str) -> None:
+    ended = command_line(*arguments, flag)
+    assert ended.code == 0
+    assert ended.out.startswith("Usage: ")
+    assert " ".join(arguments or ["COMMAND [ARGS]"]) in ended.out.splitlines()[0]
+    assert ended.err == ""
+
+
+def test_the_version_is_the_package_s(command_line: CommandLine) -> None:
+    assert command_line("--version") == (0, f"lowmem-seq {__version__}\n", "")
+
+
+def assert_refused(ended: Ended, code: int, message: str, hint: str) -> None:
+    """The house's form: what happened, an empty line, what to do; and no traceback."""
+    assert ended.code == code
+    told, empty, last = ended.err.rpartition("\n\nhint: ")
+    assert told.startswith("error: ")
+    assert empty
+    assert message in told
+    assert hint in last
+    assert last.endswith("\n")
+    assert last.count("\n") == 1
+    assert "Traceback" not in ended.err + ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["train", "smal"], "there is no preset 'smal'.", "did you mean 'small'?"),
+        (["train", "no.yaml"], "there is no file no.yaml.", "a YAML file"),
+        (["train", "tiny", "--max-ram", "6"], "'6' has no unit of memory.", "6GB (10^9 bytes)"),
+        (["train", "tiny", "--max-ram", "6GX"], "'GX' is not a unit of memory.", "6GB (10^9 bytes)"),
+        (["train", "tiny", "--set", "seed"], "--set 'seed' is no assignment.", "--set recipe."),
+        (
+            ["train", "tiny", "--set", "recipe.epoch=3"],
+            "there is no setting 'recipe.epoch'",
+            "did you mean 'epochs'?",
+        ),
+        (["train", "tiny", "--epochs", "0"], "recipe.epochs: ", "config"),
+        (["train", "tiny", "--device", "tpu"], "machine.device: ", "config"),
+        (["train", "tiny", "--checkpoint-every", "200"], "'200' is neither steps nor a time.", "200steps"),
+        (["train", "tiny", "--micro-batch", "many"], "--micro-batch 'many' is no number", "--micro-batch 32"),
+        (["train", "tiny", "--micro-batch", "0"], "machine.micro_batch: ", "config"),
+        (["resume", "nowhere"], "there is no folder nowhere.", "lowmem-seq report"),
+        (["report", "nowhere"], "there is no run in nowhere.", "lowmem-seq report"),
+        (["report"], "there is no run under runs.", "lowmem-seq train small --data shapes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_ends_with_2_and_a_hint(
+    command_line: CommandLine, arguments: list[str], message: str, hint: str
+) -> None:
+    assert_refused(command_line(*arguments), 2, message, hint)
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frob"], ["train"], ["train", "tiny", "--epochs", "many"], ["train", "tiny", "--frob"]],
+    ids=" ".join,
+)
+def test_what_the_parser_refuses_ends_with_2_without_a_traceback(
+    command_line: CommandLine, arguments: list[str]
+) -> None:
+    ended = command_line(*arguments)
+    assert ended.code == 2
+    assert "Error: " in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_run_folder_that_is_not_empty_is_refused(command_line: CommandLine, run: RunFolder) -> None:
+    before = sorted(path.name for path in run.path.iterdir())
+    ended = command_line("train", "tiny", "--run-dir", str(run.path))
+    assert_refused(ended, 2, f"the run folder {run.path} is not empty.", f"lowmem-seq resume {run.path}")
+    assert sorted(path.name for path in run.path.iterdir()) == before
+
+
+def test_a_run_that_another_process_writes_is_locked(command_line: CommandLine, run: RunFolder) -> None:
+    with run.locked():
+        ended = command_line("resume", str(run.path))
+    assert_refused(ended, 9, f"{run.path} is being written by another process.", "Ctrl-C")
+    assert run.config == tiny_config()
+
+
+@pytest.mark.parametrize("command", ["train", "resume"])
+@pytest.mark.parametrize(
+    "variables", [{"MASTER_ADDR": "10.0.0.1"}, {"WORLD_SIZE": "2"}, {"MASTER_ADDR": "10.0.0.1", "WORLD_SIZE": "2"}]
+)
+def test_a_launcher_of_several_processes_is_refused(
+    command_line: CommandLine,
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    variables: dict[str, str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ended = command_line(command, "tiny" if command == "train" else str(run.path))
+    assert_refused(ended, 2, "this was started by a launcher of several processes", "lowmem-seq train")
+    assert all(name in ended.err for name in variables)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_debug_shows_the_traceback(command_line: CommandLine) -> None:
+    code, _, err = end(start_python(IMPORTED, "--debug", "train", "smal"))
+    assert code == 1
+    assert "Traceback" in err
+    assert "there is no preset 'smal'" in err
