@@ -17,10 +17,10 @@ INSTALL := $(PIP) install --quiet -c constraints.txt
 .PHONY: demo test check results peers clean
 
 demo: $(VENV)/.installed
-	$(BIN)/lowmem-seq train small --data shapes --epochs 6 --max-ram 2GB
+	$(BIN)/lowmem-seq train small --data shapes --epochs 10 --max-ram 2GB
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -6,8 +6,8 @@ import os
 import sys
 
 PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for others sleep instead of spinning. Where another program keeps a core busy, spinning made Small
-train at 8 to 11 images/s instead of 277 to 327 (docs/log.md, 2026-11-22)."""
+"""Threads that wait for others sleep instead of spinning. Where another program keeps a core busy, spinning made
+Small train at 8 to 11 images/s instead of 277 to 327 (docs/log.md, 2026-11-22)."""
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """glibc's malloc asks for transparent huge pages, which takes page faults out of every step."""
 

@@ -26,6 +26,7 @@ UNKNOWN: Summary = {
     "val_accuracy": None,
     "test_loss": None,
     "test_accuracy": None,
+    "class_accuracies": None,
     "images_per_second": None,
     "wall_seconds": None,
     "tree_bytes": None,

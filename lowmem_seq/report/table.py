@@ -67,6 +67,8 @@ def terminal_table(summaries: list[Summary], width: int) -> Table:
         table.add_column(overflow="fold")
         for (title, _), cell in zip(COLUMNS, told[0], strict=True):
             table.add_row(title, Text(cell))
+        for name, accuracy in _class_accuracies(summaries[0]):
+            table.add_row("", Text(f"{accuracy}  {name}"))
         return table
     shown = _columns_that_fit(told, width)
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -76,6 +78,13 @@ def terminal_table(summaries: list[Summary], width: int) -> Table:
     for row in told:
         table.add_row(*(Text(row[index]) for index in shown))
     return table
+
+
+def _class_accuracies(summary: Summary) -> list[tuple[str, str]]:
+    """Return the classes with their test accuracies, the hardest first."""
+    pairs = zip(summary["classes"] or (), summary["class_accuracies"] or (), strict=False)
+    known = sorted((accuracy, name) for name, accuracy in pairs if accuracy is not None)
+    return [(name, f"{accuracy:>7.2%}") for accuracy, name in known]
 
 
 def _columns_that_fit(told: list[list[str]], width: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_seq.checkpoint import store as module
@@ -85,6 +85,7 @@ def test_the_manifest_is_written_last(store: CheckpointStore, monkeypatch: pytes
     assert there == [["model.safetensors", "state.json"]]
 
 
+@settings(max_examples=10)  # every save is synced to the disk
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True), st.integers(1, 4))
 def test_the_newest_stay_and_the_newest_of_all_is_found(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], keep: int

@@ -51,7 +51,6 @@ TRAIN_FLAGS = [
     (["--set", "machine.micro_batch=4", "--micro-batch", "auto"], []),
     (["--set", "recipe.beta1=0.8", "--set", "seed=3"], ["recipe.beta1=0.8", "seed=3"]),
     (["--set", "seed=3", "--seed", "4"], ["seed=4"]),
-    (["--data", "mnist"], ["data.source=mnist", "augmentation.flip=false"]),
     (["--data", "mnist", "--set", "augmentation.flip=true"], ["data.source=mnist", "augmentation.flip=true"]),
 ]
 

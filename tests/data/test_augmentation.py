@@ -35,7 +35,7 @@ from lowmem_seq.data.augmentation import (
 )
 
 OFF = AugmentationConfig(flip=False, crop_padding=0)
-EVERYTHING = AugmentationConfig(crop_padding=3, rotate_degrees=20, zoom=0.3, colour=0.4, erase=0.5)
+EVERYTHING = AugmentationConfig(flip=True, crop_padding=3, rotate_degrees=20, zoom=0.3, colour=0.4, erase=0.5)
 CLASSES = 4
 
 

@@ -1,0 +1,1 @@
+"""The run folder: its names, its lock, its events, and what it was made with."""
