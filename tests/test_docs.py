@@ -6,9 +6,10 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
+import typer.core
 import typer.main
 
 from lowmem_seq.cli.main import app
@@ -26,10 +27,10 @@ def commands(page: Path) -> list[str]:
 ALL_COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 
 
-def parse(command: click.Command, words: list[str]) -> None:
+def parse(command: Any, words: list[str]) -> None:  # typer carries its own click, under a private name
     """Parse a command line down to its last command, and run nothing."""
     context = command.make_context(command.name, list(words))
-    if isinstance(command, click.Group):
+    if isinstance(command, typer.core.TyperGroup):
         rest = [*context._protected_args, *context.args]
         _, below, remaining = command.resolve_command(context, rest)
         assert below is not None

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_seq.config import AugmentationConfig
+from lowmem_seq.data.augmentation import MIX_SHARE, MIXING_DRAWS
 from lowmem_seq.data.batches import Batch, TrainingBatches, evaluation_batches
+from lowmem_seq.data.draws import Purpose, uniforms
 from lowmem_seq.data.order import SampleOrder
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Parts, open_parts
@@ -82,15 +84,13 @@ def test_a_sample_is_mixed_with_its_neighbour_in_the_order(parts: Parts) -> None
     always = PLAIN.model_copy(update={"mixup": 1.0})
     mixed = batches(parts, always, 0.0).read(0, 8, mixing=True)
     plain = batches(parts, always, 0.0).read(0, 8, mixing=False)
-    partners = torch.arange(8) ^ 1
-    for place in range(8):
-        difference = plain.images[partners[place]] - plain.images[place]
-        share = float(((mixed.images[place] - plain.images[place]) * difference).sum() / difference.square().sum())
-        assert 0 <= share <= 0.5
-        expected = torch.lerp(plain.images[place], plain.images[partners[place]], share)
-        torch.testing.assert_close(mixed.images[place], expected, atol=1e-4, rtol=0)
-        expected = torch.lerp(plain.targets[place], plain.targets[partners[place]], share)
-        torch.testing.assert_close(mixed.targets[place], expected, atol=1e-5, rtol=0)
+    partners = torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])
+    drawn = uniforms(SEED, plain.epochs, plain.samples, Purpose.MIXING, MIXING_DRAWS)
+    share = torch.from_numpy(drawn[:, MIX_SHARE]) / 2
+    expected = torch.lerp(plain.images, plain.images[partners], share[:, None, None, None])
+    torch.testing.assert_close(mixed.images, expected, atol=1e-5, rtol=0)
+    expected = torch.lerp(plain.targets, plain.targets[partners], share[:, None])
+    torch.testing.assert_close(mixed.targets, expected, atol=1e-6, rtol=0)
 
 
 def test_mixing_off_is_as_if_it_had_no_share(parts: Parts) -> None:

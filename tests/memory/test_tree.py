@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +8,6 @@ import psutil
 import pytest
 
 from lowmem_seq.memory.tree import (
-    allocator_environment,
     available_bytes,
     peak_process_bytes,
     reset_peak,
@@ -117,18 +115,3 @@ def test_resetting_says_whether_the_system_can() -> None:
 
 def test_what_is_available_is_part_of_the_machine() -> None:
     assert 0 < available_bytes() <= psutil.virtual_memory().total
-
-
-def test_the_allocator_is_set_on_linux_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    for system, expected in (
-        ("linux", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
-        ("darwin", {}),
-        ("win32", {}),
-    ):
-        monkeypatch.setattr(sys, "platform", system)
-        assert allocator_environment() == expected
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    assert allocator_environment() == {}
-    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=1"

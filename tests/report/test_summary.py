@@ -42,7 +42,8 @@ def record_memory(run: RunFolder, tree: int, peak: int) -> None:
 
 def finish(run: RunFolder) -> None:
     run.events.append("validation", step=60, epoch=6.0, val_loss=1.2, val_accuracy=0.5, seconds=1.0)
-    run.events.append("test", step=60, epoch=6.0, test_loss=1.1, test_accuracy=0.6, weights_sha256="ab")
+    tested = {"test_loss": 1.1, "test_accuracy": 0.6, "class_accuracies": [0.5, 0.7], "confusion": [[1, 1], [3, 7]]}
+    run.events.append("test", step=60, epoch=6.0, weights_sha256="ab", **tested)
     run.events.append("session_ended", state="finished", step=60, wall_seconds=12.5)
 
 
@@ -82,6 +83,7 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
         "val_accuracy": 0.5,
         "test_loss": 1.1,
         "test_accuracy": 0.6,
+        "class_accuracies": [0.5, 0.7],
         "images_per_second": 90.0,
         "wall_seconds": 12.5,
         "tree_bytes": 400,

@@ -59,7 +59,7 @@ def test_wherever_a_kill_tears_the_file_the_whole_lines_stay(
     kept = content[: cut % (len(content) + 1)]
     log.path.write_bytes(kept)
     whole = kept.count(b"\n")
-    complete = whole + (0 < len(kept) and kept.endswith(b"}"))  # only its line end is lost
+    complete = whole + (len(kept) > 0 and kept.endswith(b"}"))  # only its line end is lost
     assert list(log) == written[:complete]
     last = log.append("after")
     assert list(log) == [*written[:complete], last]
