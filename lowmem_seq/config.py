@@ -193,7 +193,7 @@ class MachineConfig(_Section):
     micro_batch: int | None = Field(None, ge=1)
     """Images computed at once; null takes the fastest that fits under the cap."""
     threads: int | None = Field(None, ge=1)
-    """Threads of the CPU's matrix products; null takes one a physical core."""
+    """Cores of the CPU to use; null takes all physical ones."""
 
 
 class RunConfig(_Section):

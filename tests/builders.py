@@ -30,13 +30,16 @@ def tiny_plan(micro_batch: int = 8) -> Plan:
         device="cpu",
         precision="fp32",
         micro_batch=micro_batch,
+        workers=1,
         threads=1,
         cap_bytes=2 * 10**9,
         cap_source="given",
         predicted_peak_bytes=4 * 10**8,
         predicted_images_per_second=100.0,
         environment={"OMP_NUM_THREADS": "1"},
-        measurements=(Measurement(micro_batch=micro_batch, peak_bytes=3 * 10**8, images_per_second=100.0),),
+        measurements=(
+            Measurement(micro_batch=micro_batch, workers=1, peak_bytes=3 * 10**8, images_per_second=100.0),
+        ),
     )
 
 

@@ -79,8 +79,9 @@ class SessionScreen:
             f" of {message['total']:,}" if message.get("total") else ""
         )
 
-    def _on_probed(self, message: Message) -> None:
-        self._activity = f"measuring memory and speed at micro-batch {message['micro_batch']}"
+    def _on_probing(self, message: Message) -> None:
+        size, workers = message["micro_batch"], message["workers"]
+        self._activity = f"measuring memory and speed: micro-batch {size}, {workers} at once"
 
     def _on_session_started(self, message: Message) -> None:
         self._first_step = self._step = int(message["step"])
@@ -136,7 +137,7 @@ class SessionScreen:
             f"model   {self._config.name}, {started['parameters'] / 1e6:.2f}M parameters",
             f"data    {self._config.data.source} ({named}): {started['train_images']:,} training, "
             f"{started['validation_images']:,} validation, {started['test_images']:,} test images",
-            f"device  {started['device']}, {started['precision']}, {started['threads']} threads",
+            f"device  {started['device']}, {started['precision']}, {started['threads']} cores",
         ]
         if self._plan is not None:
             lines.append(describe_plan(self._plan, int(started["effective_batch"])))
@@ -206,8 +207,9 @@ class SessionScreen:
 def describe_plan(plan: Plan, effective_batch: int) -> str:
     """Return the plan in a line for people."""
     cap = format_bytes(plan.cap_bytes) + (" (70 % of what is free)" if plan.cap_source == "machine" else "")
+    at_once = f", {plan.workers} at once," if plan.workers > 1 else ""
     return (
-        f"plan    micro-batches of {plan.micro_batch} for a batch of {effective_batch}; expected "
+        f"plan    micro-batches of {plan.micro_batch}{at_once} for a batch of {effective_batch}; expected "
         f"{plan.predicted_images_per_second:,.0f} images/s and {format_bytes(plan.predicted_peak_bytes)} "
         f"under a cap of {cap}"
     )

@@ -144,8 +144,8 @@ def _show_plan_only(config: RunConfig, console: Console, quiet: bool) -> None:
     for point in plan.measurements:
         console.print(
             Text(
-                f"        micro-batch {point.micro_batch:>4}: {point.images_per_second:>8,.1f} images/s, "
-                f"trainer's peak {format_bytes(point.peak_bytes)}"
+                f"        micro-batch {point.micro_batch:>4}, {point.workers} at once: "
+                f"{point.images_per_second:>8,.1f} images/s, trainer's peak {format_bytes(point.peak_bytes)}"
             )
         )
 

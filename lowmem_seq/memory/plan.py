@@ -6,9 +6,12 @@ The plan never changes the experiment. It is fixed in plan.json before step 1 an
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+import psutil
 
 from lowmem_seq.errors import CapTooSmallError, UsageError
 from lowmem_seq.units import format_bytes
@@ -16,15 +19,20 @@ from lowmem_seq.units import format_bytes
 FORMAT_VERSION = 1
 MARGIN = 0.95
 """Share of the cap that a prediction may fill: probes repeat within 2 to 3 %, the rest is for what they missed."""
+SMALLEST_PROBED = 8
+"""Smaller micro-batches are slow; they are tried only where this one doesn't fit."""
+MOST_WORKERS = 4
+"""More workers than this have too small a share of a batch of 128 to be fast."""
 SHARE_OF_AVAILABLE = 0.7
 """Cap where none is given, as a share of the memory that can be taken without swapping."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the probe saw at one micro-batch: steps with optimizer, an evaluation batch and a save."""
+    """What the probe saw at one micro-batch and number of workers: steps with optimizer and evaluation."""
 
     micro_batch: int
+    workers: int
     peak_bytes: int
     images_per_second: float
 
@@ -36,7 +44,11 @@ class Plan:
     device: Literal["cpu", "mps", "cuda"]
     precision: Literal["fp32", "bf16"]
     micro_batch: int
+    """Images that a worker computes at once."""
+    workers: int
+    """Micro-batches that are computed side by side."""
     threads: int
+    """Threads of each worker's matrix products."""
     cap_bytes: int
     cap_source: Literal["given", "machine"]
     predicted_peak_bytes: int
@@ -68,12 +80,40 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
         raise UsageError(f"plan.json is no plan: {error}", "delete plan.json to have it measured anew") from error
 
 
-def candidate_sizes(effective_batch: int, wanted: int | None) -> list[int]:
-    """Return the micro-batches to probe, smallest first: the wanted one, or powers of two up to the batch."""
+def usable_cores(wanted: int | None) -> int:
+    """Return how many cores to use: as given, or all physical ones."""
+    return wanted or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def worker_counts(cores: int, effective_batch: int, wanted: int | None, on_cpu: bool) -> list[int]:
+    """Return the numbers of workers to try, most first: one a core (up to MOST_WORKERS), and one alone.
+
+    Args:
+        cores: how many may be used.
+        effective_batch: images in a step.
+        wanted: the micro-batch that the user gave; no more workers than a step has of them.
+        on_cpu: a GPU is kept busy by one worker.
+    """
+    micro_batches = effective_batch if wanted is None else math.ceil(effective_batch / wanted)
+    most = min(cores, MOST_WORKERS, micro_batches) if on_cpu else 1
+    return [most, 1] if most > 1 else [1]
+
+
+def threads_each(workers: int, cores: int) -> int:
+    """Return the threads that each worker's matrix products may use."""
+    return max(1, cores // workers)
+
+
+def candidate_sizes(effective_batch: int, workers: int, wanted: int | None) -> list[int]:
+    """Return the micro-batches to probe, smallest first.
+
+    Either the wanted one, or powers of two up to the share of the batch that falls to one worker.
+    """
     if wanted is not None:
         return [min(wanted, effective_batch)]
-    sizes = [2**power for power in range(effective_batch.bit_length()) if 2**power < effective_batch]
-    return [*(size for size in sizes if size >= min(8, effective_batch)), effective_batch]
+    share = math.ceil(effective_batch / workers)
+    sizes = [2**power for power in range(share.bit_length()) if 2**power < share]
+    return [*(size for size in sizes if size >= SMALLEST_PROBED), share]
 
 
 def smaller_sizes(size: int) -> list[int]:

@@ -7,7 +7,6 @@ against the cap.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,15 @@ from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.environment import training_environment
-from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Measurement, Plan, choose, plan_from_json
+from lowmem_seq.memory.plan import (
+    SHARE_OF_AVAILABLE,
+    Measurement,
+    Plan,
+    choose,
+    plan_from_json,
+    threads_each,
+    usable_cores,
+)
 from lowmem_seq.memory.tree import available_bytes, peak_process_bytes, tree_bytes
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
@@ -83,8 +90,8 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     given = config.machine.max_ram_bytes
     cap_bytes = given if given is not None else int(available_bytes() * SHARE_OF_AVAILABLE)
     budget_bytes = max(1, cap_bytes - tree_bytes(psutil.Process()))
-    threads = config.machine.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    environment = training_environment(threads)
+    cores = usable_cores(config.machine.threads)
+    environment = training_environment(cores)
     child = Child(
         "lowmem_seq.training.probe", str(run.path), str(budget_bytes), environment=environment, log=run.log_file
     )
@@ -104,7 +111,8 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
         device=result["device"],
         precision=result["precision"],
         micro_batch=best.micro_batch,
-        threads=result["threads"],
+        workers=best.workers,
+        threads=threads_each(best.workers, cores),
         cap_bytes=cap_bytes,
         cap_source="machine" if given is None else "given",
         predicted_peak_bytes=best.peak_bytes + cap_bytes - budget_bytes,

@@ -6,8 +6,8 @@ the plan; nothing else is carried. So a run that was stopped anywhere goes on as
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,7 @@ from lowmem_seq.data.batches import TrainingBatches, evaluation_batches
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Part, Parts
+from lowmem_seq.errors import UsageError
 from lowmem_seq.files import placing, write_json
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.models import parameter_count
@@ -32,6 +33,7 @@ from lowmem_seq.training.noise import draw_noise
 from lowmem_seq.training.saving import SavingClock
 from lowmem_seq.training.schedule import learning_rate
 from lowmem_seq.training.state import TrainingState, final_metadata, weights_sha256
+from lowmem_seq.training.workers import Range, Worker, Workers
 
 STEPS_A_TRAIN_EVENT = 20
 
@@ -53,17 +55,9 @@ class Training:
         self.run, self.config, self.plan, self.pack, self.parts = run, config, plan, pack, parts
         self.state, self.accelerator, self.channel = state, accelerator, channel
         self.batch = config.recipe.effective_batch
-        self.batches = TrainingBatches(
-            parts.train,
-            len(parts.classes),
-            pack.description.mean,
-            pack.description.deviation,
-            config.seed,
-            mirrored_where_it_makes_sense(config.augmentation, pack),
-            config.recipe.label_smoothing,
-        )
+        self.workers = Workers(state.model, self.make_batches, plan.workers)
         self.total_steps = total_steps(config, parts.train.size)
-        self.mixing_ends = self.total_steps * (1 - config.augmentation.mixing_off_fraction)
+        self.mixing_ends = round(self.total_steps * (1 - config.augmentation.mixing_off_fraction))
         self.journal = Journal(run.events, channel, self.batch, parts.train.size)
         self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
         self.clock = SavingClock(config.checkpoint.interval)
@@ -89,44 +83,70 @@ class Training:
     def train_step(self) -> bool:
         """Do one optimizer step; return False, with everything as before it, if a stop was asked for."""
         counters, recipe = self.state.counters, self.config.recipe
-        self.state.optimizer.clear_gradients()
-        losses = []
-        for start, stop in self.micro_batches(counters.step):
-            if self.channel.stop_requested:
-                return False
-            losses.append(self.forward_and_backward(start, stop, mixing=counters.step < self.mixing_ends))
+        self.shrink_if_asked()
+        losses = self.workers.run(self.micro_batches(counters.step), self.forward_and_backward)
+        if losses is None:
+            return False
+        loss = self.finite_loss(losses)
         if recipe.clip_norm is not None:
             self.state.optimizer.clip_gradients(recipe.clip_norm)
         self.state.optimizer.step(self.rate(counters.step))
         if self.state.average is not None:
             self.state.average.update(counters.step)
-        counters.count_step(float(torch.stack(losses).sum()), self.batch)
+        counters.count_step(loss, self.batch)
         self.journal.show_progress(counters)
         return True
 
-    def micro_batches(self, step: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges of global positions that step `step` is computed in."""
-        start, end = step * self.batch, (step + 1) * self.batch
-        while start < end:
-            self.shrink_if_asked()
-            stop = min(start + self.plan.micro_batch, end)
-            yield start, stop
-            start = stop
+    def micro_batches(self, step: int) -> list[Range]:
+        """Return the ranges of global positions that step `step` is computed in."""
+        first, end, size = step * self.batch, (step + 1) * self.batch, self.plan.micro_batch
+        return [(start, min(start + size, end)) for start in range(first, end, size)]
 
-    def forward_and_backward(self, start: int, stop: int, mixing: bool) -> Tensor:
+    def forward_and_backward(self, worker: Worker, positions: Range) -> Tensor | None:
         """Add the gradients of a range of samples; return their share of the step's mean loss, ().
 
-        Each sample weighs 1 / effective batch, so the cut into micro-batches changes nothing but rounding.
+        Each sample weighs 1 / effective batch, so the cut into micro-batches changes nothing but rounding. None if
+        a stop was asked for.
         """
-        batch = self.batches.read(start, stop, mixing)
+        if self.channel.stop_requested:
+            return None
+        batch = worker.batches.read(*positions, mixing=positions[0] < self.mixing_ends * self.batch)
         device = self.accelerator.device
-        noise = draw_noise(self.state.model, self.config.seed, batch.epochs, batch.samples, device)
+        noise = draw_noise(worker.model, self.config.seed, batch.epochs, batch.samples, device)
         with self.accelerator.autocast():
-            logits = self.state.model(batch.images.to(device), noise)  # (B, K)
+            logits = worker.model(batch.images.to(device), noise)  # (B, K)
         loss = -(batch.targets.to(device) * logits.float().log_softmax(1)).sum() / self.batch
         self.accelerator.backward(loss)
         detached: Tensor = loss.detach()
         return detached
+
+    def finite_loss(self, losses: list[Tensor]) -> float:
+        """Return the loss of a step from its micro-batches' shares.
+
+        Raises:
+            UsageError: it is no finite number; the weights are still those before the step.
+        """
+        loss = float(torch.stack(losses).sum())
+        if not math.isfinite(loss):
+            rate = self.config.recipe.peak_learning_rate
+            raise UsageError(
+                f"the training diverged: the loss of step {self.state.counters.step + 1} is {loss}.",
+                f"start again with a lower learning rate: --set recipe.peak_learning_rate={rate / 2:g}",
+            )
+        return loss
+
+    def make_batches(self) -> TrainingBatches:
+        """Return the training part's batches, with buffers of their own."""
+        described = self.pack.description
+        return TrainingBatches(
+            self.parts.train,
+            len(self.parts.classes),
+            described.mean,
+            described.deviation,
+            self.config.seed,
+            mirrored_where_it_makes_sense(self.config.augmentation, self.pack),
+            self.config.recipe.label_smoothing,
+        )
 
     def rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0."""
@@ -248,7 +268,8 @@ class Training:
             classes=list(self.parts.classes),
             device=self.plan.device,
             precision=self.plan.precision,
-            threads=torch.get_num_threads(),
+            threads=self.plan.workers * self.plan.threads,
+            workers=self.plan.workers,
             micro_batch=self.plan.micro_batch,
             effective_batch=self.batch,
         )

@@ -7,21 +7,30 @@ expected to fit. Nothing that it computes is kept.
 
 from __future__ import annotations
 
-import os
+import math
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from lowmem_seq.channel import Channel
-from lowmem_seq.config import RunConfig
 from lowmem_seq.data.batches import evaluation_batches
 from lowmem_seq.errors import LowmemSeqError
-from lowmem_seq.memory.plan import MARGIN, Measurement, Plan, candidate_sizes, predict_peak, smaller_sizes
+from lowmem_seq.memory.plan import (
+    MARGIN,
+    Measurement,
+    Plan,
+    candidate_sizes,
+    predict_peak,
+    smaller_sizes,
+    threads_each,
+    usable_cores,
+    worker_counts,
+)
 from lowmem_seq.memory.tree import peak_process_bytes, reset_peak
 from lowmem_seq.runs.folder import open_run
 from lowmem_seq.training.device import choose_device, choose_precision
@@ -29,7 +38,9 @@ from lowmem_seq.training.evaluation import evaluate
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training
 
-SECONDS = {"small images": 20.0, "large images": 60.0}
+SMALL_IMAGE = 64
+SECONDS_FOR_SMALL_IMAGES = 20.0
+SECONDS_FOR_LARGE_IMAGES = 60.0
 TIMED_SECONDS = 0.6
 FEWEST_TIMED = 3
 SAMPLE_SECONDS = 0.005
@@ -63,28 +74,29 @@ class PeakSampler:
 
 
 def measure(training: Training, micro_batch: int) -> Measurement:
-    """Do real steps at a micro-batch; the first one, which sets up kernels, is not timed."""
+    """Do real steps at a micro-batch with the session's workers; the first two rounds set up kernels, untimed."""
+    workers = training.workers.count
 
-    def micro_step(start: int) -> None:
-        training.forward_and_backward(start, start + micro_batch, mixing=True)
+    def rounds(count: int) -> None:
+        starts = range(0, count * workers * micro_batch, micro_batch)
+        training.workers.run([(start, start + micro_batch) for start in starts], training.forward_and_backward)
 
     with PeakSampler() as sampler:
-        micro_step(0)
-        micro_step(micro_batch)  # with gradients to add to
+        rounds(2)  # the second with gradients to add to
         optimizer_seconds = _seconds(lambda: training.state.optimizer.step(0.0))
         times: list[float] = []
         while len(times) < FEWEST_TIMED or (sum(times) < TIMED_SECONDS and len(times) < 32):
-            times.append(_seconds(lambda: micro_step((2 + len(times)) * micro_batch)))
+            times.append(_seconds(lambda: rounds(1)))
         pack, part = training.pack, training.parts.validation
         batch = next(iter(evaluation_batches(part, pack.description.mean, pack.description.deviation, micro_batch)))
         evaluate(training.state.model, [batch], len(training.parts.classes), training.accelerator)
     training.state.optimizer.clear_gradients()
     middle = sorted(times)[len(times) // 2]
-    steps_seconds = middle * training.batch / micro_batch + optimizer_seconds
-    return Measurement(micro_batch, sampler.peak_bytes, training.batch / steps_seconds)
+    step_seconds = middle * math.ceil(training.batch / (micro_batch * workers)) + optimizer_seconds
+    return Measurement(micro_batch, workers, sampler.peak_bytes, training.batch / step_seconds)
 
 
-def _seconds(action: Any) -> float:
+def _seconds(action: Callable[[], None]) -> float:
     began = time.perf_counter()
     action()
     if torch.cuda.is_available():
@@ -92,27 +104,53 @@ def _seconds(action: Any) -> float:
     return time.perf_counter() - began
 
 
-def probe(training: Training, config: RunConfig, budget_bytes: int) -> list[Measurement]:
-    """Return the measurements of the micro-batches that are worth it, within the time and under the budget."""
-    seconds = SECONDS["small images" if config.data.image_size <= 64 else "large images"]
-    deadline = time.monotonic() + seconds
-    wanted = config.machine.micro_batch
+def probe(training: Training, cores: int, wanted: int | None, budget_bytes: int) -> list[Measurement]:
+    """Return the measurements that are worth it, within the time and under the budget.
+
+    First a worker a core, then one worker on all cores, which needs less memory, from the best micro-batch on.
+
+    Args:
+        training: a session at step 0; its weights are not kept.
+        cores: how many to use.
+        wanted: the micro-batch that the user gave, if any.
+        budget_bytes: what this process may hold.
+    """
+    small = training.config.data.image_size <= SMALL_IMAGE
+    deadline = time.monotonic() + (SECONDS_FOR_SMALL_IMAGES if small else SECONDS_FOR_LARGE_IMAGES)
     measured: list[Measurement] = []
-    sizes = candidate_sizes(training.batch, wanted)
-    for size in sizes:
-        if measured and (predict_peak(measured, size) > budget_bytes or time.monotonic() > deadline):
-            break
-        measured.append(measure(training, size))
-        training.channel.say({"event": "probed", "micro_batch": size, "of": sizes})
-        if measured[-1].peak_bytes > budget_bytes:
-            break
-        if len(measured) > 2 and measured[-1].images_per_second < 0.9 * measured[-2].images_per_second:
-            break
-    for size in smaller_sizes(sizes[0]) if wanted is None else ():
+    for workers in worker_counts(cores, training.batch, wanted, on_cpu=training.plan.device == "cpu"):
+        set_workers(training, workers, cores)
+        sizes = candidate_sizes(training.batch, workers, wanted)
+        fitting = [point for point in measured if point.peak_bytes <= budget_bytes]
+        if fitting:
+            best = max(fitting, key=lambda point: point.images_per_second)
+            sizes = [size for size in sizes if size >= best.micro_batch]
+        measured += _sweep(training, sizes, budget_bytes, deadline)
+    for size in smaller_sizes(min(point.micro_batch for point in measured)) if wanted is None else ():
         if min(point.peak_bytes for point in measured) <= budget_bytes:
             break
         measured.append(measure(training, size))
     return measured
+
+
+def _sweep(training: Training, sizes: list[int], budget_bytes: int, deadline: float) -> list[Measurement]:
+    """Measure growing micro-batches until one doesn't fit, is slower, or the time is over."""
+    measured: list[Measurement] = []
+    for size in sizes:
+        if measured and (predict_peak(measured, size) > budget_bytes or time.monotonic() > deadline):
+            break
+        training.channel.say({"event": "probing", "micro_batch": size, "workers": training.workers.count})
+        measured.append(measure(training, size))
+        slower = len(measured) > 1 and measured[-1].images_per_second < 0.9 * measured[-2].images_per_second
+        if measured[-1].peak_bytes > budget_bytes or slower:
+            break
+    return measured
+
+
+def set_workers(training: Training, workers: int, cores: int) -> None:
+    """Split the cores among so many workers."""
+    torch.set_num_threads(threads_each(workers, cores))
+    training.workers.set_count(workers)
 
 
 def main() -> int:
@@ -123,18 +161,20 @@ def main() -> int:
         budget_bytes = int(int(sys.argv[2]) * MARGIN)
         config = run.config
         device = choose_device(config.machine.device)
-        threads = config.machine.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        cores = usable_cores(config.machine.threads)
         plan = Plan(
             device=device,
             precision=choose_precision(config.machine.precision, device),
             micro_batch=1,
-            threads=threads,
+            workers=1,
+            threads=cores,
             cap_bytes=int(sys.argv[2]),
             cap_source="given",
             predicted_peak_bytes=0,
             predicted_images_per_second=0.0,
         )
-        measured = probe(open_training(run, plan, channel), config, budget_bytes)
+        training = open_training(run, plan, channel)
+        measured = probe(training, cores, config.machine.micro_batch, budget_bytes)
     except LowmemSeqError as error:
         channel.say_error(error)
         return error.exit_code
@@ -143,7 +183,6 @@ def main() -> int:
             "event": "probe_result",
             "device": plan.device,
             "precision": plan.precision,
-            "threads": plan.threads,
             "measurements": [vars(point) for point in measured],
         }
     )

@@ -168,6 +168,34 @@ def test_another_micro_batch_gives_the_same_experiment(undisturbed: Path, tmp_pa
     assert abs(seven["test_loss"] - whole["test_loss"]) < 1e-3
 
 
+def rewound(run: Path, to: Path, workers: int) -> None:
+    """Copy a finished run as it was before its last checkpoint, to be resumed with so many workers."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "checkpoints" / f"step-{STEPS:08d}")
+    lines = (to / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["event"] not in ("test", "session_ended")]
+    (to / "events.jsonl").write_text("".join(kept), encoding="utf-8")
+    plan = json.loads((to / "plan.json").read_text(encoding="utf-8"))
+    (to / "plan.json").write_text(json.dumps({**plan, "workers": workers}), encoding="utf-8")
+
+
+def test_two_workers_end_with_the_same_bits_every_time(undisturbed: Path, tmp_path: Path) -> None:
+    for name, workers in (("first", 2), ("second", 2), ("alone", 1)):
+        rewound(undisturbed, tmp_path / name, workers)
+        lowmem_seq("resume", name, cwd=tmp_path)
+    first, second, alone = (figures(tmp_path, name) for name in ("first", "second", "alone"))
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert alone["weights_sha256"] == figures(undisturbed.parent, "run")["weights_sha256"]
+    assert first["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-2)
+
+
+def test_a_run_that_diverges_says_so_and_saves_nothing_broken(tmp_path: Path) -> None:
+    flags = ("--set", "recipe.peak_learning_rate=1e30", "--set", "recipe.clip_norm=null")
+    said = train(tmp_path, "run", *flags, expect=2).stderr
+    assert "the training diverged: the loss of step" in said
+    assert "hint: start again with a lower learning rate" in said
+
+
 def test_a_finished_run_says_so_and_goes_on_with_more_steps(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     assert "is finished: test accuracy" in lowmem_seq("resume", "run", cwd=tmp_path).stdout

@@ -18,6 +18,8 @@ from lowmem_seq.memory.plan import (
     plan_from_json,
     predict_peak,
     smaller_sizes,
+    threads_each,
+    worker_counts,
 )
 from lowmem_seq.units import format_bytes, parse_bytes
 from tests.builders import tiny_plan
@@ -36,6 +38,7 @@ def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environmen
         device="cpu",
         precision="bf16",
         micro_batch=32,
+        workers=2,
         threads=4,
         cap_bytes=10**9,
         cap_source="machine",
@@ -76,24 +79,45 @@ def test_a_plan_that_lacks_a_value_is_refused() -> None:
         plan_from_json(value)
 
 
-@given(st.integers(1, 5000))
-def test_candidates_are_powers_of_two_that_end_with_the_batch(batch: int) -> None:
-    sizes = candidate_sizes(batch, None)
-    assert sizes[-1] == batch
+@given(st.integers(1, 5000), st.integers(1, 8))
+def test_candidates_are_powers_of_two_that_end_with_a_workers_share(batch: int, workers: int) -> None:
+    sizes = candidate_sizes(batch, workers, None)
+    assert (sizes[-1] - 1) * workers < batch <= sizes[-1] * workers
     assert sizes == sorted(set(sizes))
     assert all(size & (size - 1) == 0 and size >= 8 for size in sizes[:-1])
     assert all(larger <= 2 * smaller for smaller, larger in pairwise(sizes))
     assert sizes[0] <= 8
 
 
-@pytest.mark.parametrize(("batch", "sizes"), [(1, [1]), (8, [8]), (9, [8, 9]), (64, [8, 16, 32, 64])])
-def test_candidates_of_some_batches(batch: int, sizes: list[int]) -> None:
-    assert candidate_sizes(batch, None) == sizes
+@pytest.mark.parametrize(
+    ("batch", "workers", "sizes"),
+    [(1, 1, [1]), (8, 1, [8]), (9, 1, [8, 9]), (64, 1, [8, 16, 32, 64]), (64, 2, [8, 16, 32]), (9, 4, [3])],
+)
+def test_candidates_of_some_batches(batch: int, workers: int, sizes: list[int]) -> None:
+    assert candidate_sizes(batch, workers, None) == sizes
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_a_wanted_size_is_the_only_candidate_and_never_passes_the_batch(batch: int, wanted: int) -> None:
-    assert candidate_sizes(batch, wanted) == [min(batch, wanted)]
+    assert candidate_sizes(batch, 2, wanted) == [min(batch, wanted)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "batch", "wanted", "on_cpu", "counts"),
+    [
+        (2, 128, None, True, [2, 1]),
+        (1, 128, None, True, [1]),
+        (16, 128, None, True, [4, 1]),
+        (4, 128, 64, True, [2, 1]),
+        (4, 128, 128, True, [1]),
+        (4, 128, None, False, [1]),
+    ],
+)
+def test_there_is_a_worker_a_core_where_a_step_has_enough_for_it(
+    cores: int, batch: int, wanted: int | None, on_cpu: bool, counts: list[int]
+) -> None:
+    assert worker_counts(cores, batch, wanted, on_cpu) == counts
+    assert [threads_each(count, cores) for count in counts][-1] == cores
 
 
 @given(st.integers(1, 5000))
@@ -113,7 +137,7 @@ def test_smaller_sizes_go_down_to_one(size: int) -> None:
 def test_the_prediction_is_exact_where_memory_is_affine(
     base: int, slope: int, sizes: list[int], asked: int
 ) -> None:
-    measured = [Measurement(size, base + slope * size, 1.0) for size in sizes]
+    measured = [Measurement(size, 1, base + slope * size, 1.0) for size in sizes]
     assert predict_peak(measured, asked) == pytest.approx(base + slope * asked, rel=1e-9)
 
 
@@ -125,7 +149,7 @@ def test_from_one_measurement_all_is_taken_to_grow(point: Measurement, asked: in
 
 
 def test_noise_that_falls_is_not_taken_for_a_gain() -> None:
-    assert predict_peak([Measurement(8, 500, 1.0), Measurement(16, 490, 1.0)], 64) == 490
+    assert predict_peak([Measurement(8, 1, 500, 1.0), Measurement(16, 1, 490, 1.0)], 64) == 490
 
 
 @given(st.lists(measurements, min_size=1, max_size=6), st.integers(10**8, 10**10), st.integers(0, 10**8))
@@ -148,7 +172,7 @@ def test_the_fastest_that_fits_is_chosen_or_the_hint_names_a_cap_that_does(
 
 
 def test_a_cap_that_is_too_small_is_told_with_the_numbers() -> None:
-    measured = [Measurement(1, 500 * 10**6, 9.0), Measurement(2, 600 * 10**6, 15.0)]
+    measured = [Measurement(1, 1, 500 * 10**6, 9.0), Measurement(2, 1, 600 * 10**6, 15.0)]
     with pytest.raises(CapTooSmallError) as caught:
         choose(measured, 400 * 10**6, 60 * 10**6)
     assert caught.value.message == (

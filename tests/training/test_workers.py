@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowmem_seq.models import ImageClassifier, create_model
+from lowmem_seq.training.workers import Range, Worker, Workers
+
+IMAGES = torch.linspace(-2, 2, 12 * 32 * 32 * 3).view(12, 32, 32, 3)
+RANGES = [(0, 3), (3, 6), (6, 9), (9, 12), (10, 12)]
+
+
+def tiny() -> ImageClassifier:
+    torch.manual_seed(0)
+    return create_model("tiny", num_classes=3)
+
+
+def compute(worker: Worker, positions: Range) -> Tensor:
+    loss: Tensor = worker.model(IMAGES[slice(*positions)], None).square().sum()
+    loss.backward()
+    return loss.detach()
+
+
+def workers_of(model: ImageClassifier, count: int) -> Workers:
+    return Workers(model, lambda: None, count)  # type: ignore[arg-type,return-value]  # nothing is read
+
+
+def gradients(model: ImageClassifier) -> list[Tensor]:
+    found = [parameter.grad for parameter in model.parameters()]
+    return [gradient.clone() for gradient in found if gradient is not None]
+
+
+def run(count: int) -> tuple[list[Tensor], list[Tensor]]:
+    model = tiny()
+    losses = workers_of(model, count).run(RANGES, compute)
+    assert losses is not None
+    return losses, gradients(model)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_several_workers_give_the_gradients_of_one(count: int) -> None:
+    _, expected = run(1)
+    _, got = run(count)
+    assert len(got) == len(expected) > 0
+    for left, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_several_workers_give_the_same_bits_every_time() -> None:
+    _, expected = run(3)
+    for _ in range(5):
+        _, got = run(3)
+        assert all(torch.equal(left, right) for left, right in zip(got, expected, strict=True))
+
+
+def test_the_losses_of_all_ranges_come_back() -> None:
+    one, three = run(1)[0], run(3)[0]
+    assert len(one) == len(three) == len(RANGES)
+    assert torch.stack(one).sum().item() == pytest.approx(torch.stack(three).sum().item(), rel=1e-5)
+
+
+def test_all_workers_compute_on_the_same_weights() -> None:
+    model = tiny()
+    workers = workers_of(model, 2)
+    before = workers.run(RANGES, compute)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    after = workers.run(RANGES, compute)
+    assert before is not None
+    assert after is not None
+    assert all(float(loss) > 0 for loss in before)
+    assert all(float(loss) == 0 for loss in after)
+
+
+def test_micro_batches_are_computed_side_by_side() -> None:
+    meeting = threading.Barrier(2, timeout=30)
+
+    def meet(worker: Worker, positions: Range) -> Tensor:
+        meeting.wait()  # ends only when both workers are here at once
+        return compute(worker, positions)
+
+    assert workers_of(tiny(), 2).run(RANGES[:2], meet) is not None
+
+
+def test_a_worker_that_stops_stops_the_step() -> None:
+    def stop_at_the_third(worker: Worker, positions: Range) -> Tensor | None:
+        return None if positions == RANGES[2] else compute(worker, positions)
+
+    assert workers_of(tiny(), 2).run(RANGES, stop_at_the_third) is None
+
+
+def test_an_error_of_a_worker_reaches_the_caller() -> None:
+    def fail(worker: Worker, positions: Range) -> Tensor:
+        raise MemoryError(str(positions))
+
+    with pytest.raises(MemoryError):
+        workers_of(tiny(), 2).run(RANGES, fail)
+
+
+def test_gradients_start_anew_with_each_run_and_after_a_change_of_count() -> None:
+    model = tiny()
+    workers = workers_of(model, 3)
+    workers.run(RANGES, compute)
+    expected = gradients(model)
+    workers.set_count(1)
+    workers.run(RANGES, compute)
+    workers.set_count(3)
+    assert workers.count == 3
+    workers.run(RANGES, compute)
+    assert all(torch.equal(left, right) for left, right in zip(gradients(model), expected, strict=True))
