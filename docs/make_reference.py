@@ -47,8 +47,8 @@ def config_page() -> str:
         "",
         "Made from lowmem_seq/config.py by `python docs/make_reference.py`.",
         "",
-        "A preset in configs/ sets some of these, and the rest have the defaults given here. Any of them can be set",
-        "on the command line: `lowmem-seq train small --set recipe.epochs=10`. A run folder's config.yaml has all.",
+        "A preset in configs/ sets some of these, the rest have the defaults given here. Any of them can be set on",
+        "the command line: `lowmem-seq train small --set recipe.epochs=10`. A run folder's config.yaml has all.",
     ]
     for prefix, section in SECTIONS:
         sentences = field_sentences(section)

@@ -15,6 +15,7 @@ from lowmem_seq.models import Sequencer2D, VanillaBiLSTM, build_model, create_mo
 PARAMETERS = {
     ("tiny", 10): 22_826,
     ("small", 10): 7_595_722,
+    ("small-plus", 10): 3_374_218,
     ("medium", 10): 13_071_562,
     ("vanilla", 10): 7_523_210,
     ("sequencer2d_s", 1000): 27_651_688,  # 28M in the paper's table 1
