@@ -59,7 +59,7 @@ class Channel:
         if self._out is None:
             return
         with contextlib.suppress(OSError):
-            self._out.write(json.dumps(message, ensure_ascii=False) + "\n")
+            self._out.write(json.dumps(message) + "\n")
             self._out.flush()
 
     def say_error(self, error: LowmemSeqError) -> None:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lowmem_seq.errors import UsageError, nearest
-from lowmem_seq.units import Interval, format_bytes, parse_bytes, parse_interval
+from lowmem_seq.units import Interval, parse_bytes, parse_interval
 
 FORMAT_VERSION = 1
 _EXPONENT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+\s*")
@@ -215,12 +215,16 @@ class RunConfig(_Section):
 
     def to_yaml(self) -> str:
         """The settings as YAML, in the order they are declared in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def experiment_hash(self) -> str:
-        """SHA-256 of what decides the result: everything but `machine`, `checkpoint` and the data's path."""
-        decisive = self.model_dump(mode="json", exclude={"machine", "checkpoint", "name"})
-        del decisive["data"]["source"]
+        """SHA-256 of what a run may not change on its way.
+
+        That is everything but its length (`steps`, `recipe.epochs`), which `resume` may change, and `machine`,
+        `checkpoint`, the name and the data's path, which don't decide the result.
+        """
+        decisive = self.model_dump(mode="json", exclude={"machine", "checkpoint", "name", "steps"})
+        del decisive["data"]["source"], decisive["recipe"]["epochs"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -275,15 +279,23 @@ def override(settings: dict[str, Any], assignment: str) -> None:
         ) from error
     if _EXPONENT.fullmatch(text):  # YAML 1.1 reads 1e-3 as text
         value = float(text)
-    *parents, last = key.strip().split(".")
+    lay(settings, key.strip(), value)
+
+
+def lay(settings: dict[str, Any], key: str, value: object) -> None:
+    """Set `a.b` in nested settings, in place; a section that is not there yet, or empty, is made.
+
+    Raises:
+        UsageError: what should be a section is a value.
+    """
+    *parents, last = key.split(".")
     inner = settings
     for parent in parents:
-        below = inner.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise UsageError(
-                f"--set {assignment!r}: {parent!r} is a value, not a section.", "see config.yaml of a run"
-            )
-        inner = below
+        if inner.get(parent) is None:
+            inner[parent] = {}
+        if not isinstance(inner[parent], dict):
+            raise UsageError(f"{key}: {parent!r} is a value, not a section.", "see config.yaml of a run")
+        inner = inner[parent]
     inner[last] = value
 
 
@@ -348,9 +360,3 @@ def load_config(path: Path) -> RunConfig:
             "update lowmem-seq",
         )
     return validate(settings)
-
-
-def cap_text(config: RunConfig) -> str:
-    """The cap for people: "2.00 GB", or "what is free"."""
-    cap = config.machine.max_ram_bytes
-    return "what is free" if cap is None else format_bytes(cap)

@@ -48,11 +48,12 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: 
             f"the checkpoint's {what} has other tensors than this model: {', '.join(differing[:4])}",
             "was config.yaml changed since?",
         )
+    for name, tensor in target.items():
+        if tensor.shape != source[name].shape:
+            raise NoCheckpointError(
+                f"the checkpoint's {name} is {tuple(source[name].shape)}, this model's {tuple(tensor.shape)}",
+                "was config.yaml changed since?",
+            )
     with torch.no_grad():
         for name, tensor in target.items():
-            if tensor.shape != source[name].shape:
-                raise NoCheckpointError(
-                    f"the checkpoint's {name} is {tuple(source[name].shape)}, this model's {tuple(tensor.shape)}",
-                    "was config.yaml changed since?",
-                )
             tensor.copy_(source[name])

@@ -114,6 +114,12 @@ class CheckpointStore:
             shutil.rmtree(checkpoint.path)
 
 
+def read_identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a checkpoint that verifies belongs to, as it was given to `save`."""
+    manifest = read_json(checkpoint.path / MANIFEST)
+    return {key: value for key, value in manifest.items() if key not in ("format_version", "step", "files")}
+
+
 def find_fault(checkpoint: Checkpoint) -> str | None:
     """Return what is wrong with a checkpoint, or None if every file is as its manifest says."""
     try:

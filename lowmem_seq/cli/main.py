@@ -13,7 +13,7 @@ from lowmem_seq import __version__
 from lowmem_seq.cli.data import data_app
 from lowmem_seq.cli.report import report
 from lowmem_seq.cli.train import resume, train
-from lowmem_seq.errors import LowmemSeqError, StoppedError
+from lowmem_seq.errors import LowmemSeqError, StoppedError, UsageError
 
 DEBUG = "LOWMEM_SEQ_DEBUG"
 INTERRUPTED = 130
@@ -61,16 +61,40 @@ app.add_typer(data_app, name="data")
 def main() -> None:
     """Run the command line, and end with the exit codes of errors.py."""
     try:
-        app()
-    except LowmemSeqError as error:
-        if os.environ.get(DEBUG):
-            raise
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        asked_for = isinstance(error, StoppedError)
-        console.print(Text.assemble("" if asked_for else ("error: ", "bold red"), error.message))
-        if error.hint:
-            console.print(Text.assemble("\n", ("hint: ", "bold cyan"), error.hint))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        code = app(standalone_mode=False, prog_name="lowmem-seq")
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the parser's name for: nothing was typed, show the help
+            typer.echo(str(error))
+            sys.exit(0)
+        told = _as_told(error)
+        _tell(told)
+        sys.exit(told.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_told(error: Exception) -> LowmemSeqError:
+    """Return an error with a message for people: itself, the parser's in our form, or a defect, told in a line."""
+    if isinstance(error, LowmemSeqError):
+        return error
+    context = getattr(error, "ctx", None)  # typer's parser is click's, in some releases a copy of its own
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        command = "lowmem-seq" if context is None else context.command_path
+        return UsageError(format_message(), f"{command} --help")
+    return LowmemSeqError(
+        f"{type(error).__name__}: {error}",
+        "this is a defect of lowmem-seq; lowmem-seq --debug COMMAND ... shows where it is",
+    )
+
+
+def _tell(error: LowmemSeqError) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    asked_for = isinstance(error, StoppedError)
+    console.print(Text.assemble("" if asked_for else ("error: ", "bold red"), error.message))
+    if error.hint:
+        console.print(Text.assemble("\n", ("hint: ", "bold cyan"), error.hint))

@@ -36,6 +36,8 @@ class SessionScreen:
         self._began = self._saved_at = self._line_at = self._drawn_at = time.monotonic()
         self._saved_step: int | None = None
         self._stopping = False
+        self._packing = ""
+        self._probing = False
 
     def __enter__(self) -> SessionScreen:
         if self._console.is_terminal and not self._quiet:
@@ -75,11 +77,17 @@ class SessionScreen:
     # What the children say.
 
     def _on_packing(self, message: Message) -> None:
+        if self._live is None and message["what"] != self._packing:
+            self._line(message["what"])
+        self._packing = message["what"]
         self._activity = f"{message['what']}: {message['done']:,}" + (
             f" of {message['total']:,}" if message.get("total") else ""
         )
 
     def _on_probing(self, message: Message) -> None:
+        if self._live is None and not self._probing:
+            self._line("measuring memory and speed")
+        self._probing = True
         size, workers = message["micro_batch"], message["workers"]
         self._activity = f"measuring memory and speed: micro-batch {size}, {workers} at once"
 
@@ -201,7 +209,7 @@ class SessionScreen:
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text), soft_wrap=True)
+            self._console.print(Text(text))
 
 
 def describe_plan(plan: Plan, effective_batch: int) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.cli.screen import SessionScreen, describe_plan, describe_result
-from lowmem_seq.config import RunConfig, load_preset, override, validate
+from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import StoppedError, UsageError
 from lowmem_seq.report.summary import summarise
@@ -62,7 +62,7 @@ def train(
     _lay_micro_batch(settings, micro_batch)
     config = validate(settings)
     _refuse_a_world()
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if dry_run:
         _show_plan_only(config, console, quiet)
         return
@@ -84,6 +84,8 @@ def resume(
     run = open_run(run_dir)
     _refuse_a_world()
     settings = run.config.model_dump(mode="json")
+    if epochs is not None and steps is not None:
+        raise UsageError("--epochs and --steps both give the run's length.", "give one of them")
     flags = {
         "data.source": _lasting_source(data),
         "machine.max_ram_bytes": max_ram,
@@ -92,20 +94,22 @@ def resume(
         "machine.device": device,
     }
     _lay_over(settings, flags)
+    if epochs is not None:
+        settings["steps"] = None
     _lay_micro_batch(settings, micro_batch)
     config = validate(settings)
     replan = config.machine != run.config.machine or micro_batch is not None
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    summary = summarise(run)
     with run.locked():
         if config != run.config:
             changes = {key: value for key, value in flags.items() if value is not None}
             run.events.append("config_changed", changes=changes)
             run.write_config(config)
-        summary = summarise(run)
-    longer = epochs is not None or steps is not None
-    if summary["test_accuracy"] is not None and not longer:
+    changed_length = epochs is not None or steps is not None
+    if summary["state"] == "finished" and not changed_length:
         console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
-        console.print(Text(f"more: lowmem-seq resume {shlex.quote(str(run.path))} --epochs N"))
+        console.print(Text(f"more: {run.resume_command} --epochs N"))
         return
     _run_session(run, config, console, quiet, plan_anew=replan)
 
@@ -120,11 +124,10 @@ def _run_session(run: RunFolder, config: RunConfig, console: Console, quiet: boo
             code = session.train(run, plan, screen)
         summary = summarise(run)
     if code == session.STOPPED:
-        raise StoppedError(
-            f"stopped on request after step {summary['step']:,}, which is saved.", f"lowmem-seq resume {path}"
-        )
+        done = f"after step {summary['step']:,}, which is saved" if summary["step"] else "before the first step"
+        raise StoppedError(f"stopped on request {done}.", run.resume_command)
     if code == session.LEFT_AT_ONCE:
-        console.print(Text(f"left at once; the last checkpoint stands.\n\nhint: lowmem-seq resume {path}"))
+        console.print(Text(f"left at once; the last checkpoint stands.\n\nhint: {run.resume_command}"))
         raise typer.Exit(session.LEFT_AT_ONCE)
     console.print(Text(describe_result(summary), style="bold green"))
     if not quiet:
@@ -155,11 +158,7 @@ def _lay_over(settings: dict[str, Any], flags: dict[str, Any]) -> None:
     for key, value in flags.items():
         if value is None:
             continue
-        *parents, last = key.split(".")
-        inner = settings
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = value
+        lay(settings, key, value)
 
 
 def _lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
@@ -167,7 +166,7 @@ def _lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
         return
     if text != "auto" and not text.isdecimal():
         raise UsageError(f"--micro-batch {text!r} is no number of images.", "--micro-batch 32 or auto")
-    settings.setdefault("machine", {})["micro_batch"] = None if text == "auto" else int(text)
+    lay(settings, "machine.micro_batch", None if text == "auto" else int(text))
 
 
 def _lasting_source(source: str | None) -> str | None:

@@ -27,12 +27,12 @@ def normalise(images: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     Args:
         images: (B, H, W, 3), uint8.
         mean: (3,), in units of 0 to 1.
-        deviation: (3,), in units of 0 to 1.
+        deviation: (3,), in units of 0 to 1; of a channel that is constant it is taken as one byte.
 
     Returns:
         (B, H, W, 3), float32.
     """
-    return (images.float() - mean * 255.0) / (deviation * 255.0)
+    return (images.float() - mean * 255.0) / (deviation * 255.0).clamp(min=1.0)
 
 
 def augment(images: Tensor, draws: Tensor, settings: AugmentationConfig) -> Tensor:

@@ -116,4 +116,3 @@ _ENTRIES = (
     ),
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-DEFAULT_NAME = "cifar10"

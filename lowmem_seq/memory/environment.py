@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -13,7 +14,15 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def training_environment(threads: int) -> dict[str, str]:
-    """Return what is added to a trainer's environment; variables that the user has set already stay as they are."""
+    """Return what is added to a trainer's environment: the threads, and what the user has not set already."""
     added = {**PASSIVE_WAITING, **(HUGE_PAGES if sys.platform == "linux" else {})}
     kept = {name: os.environ.get(name, value) for name, value in added.items()}
     return {**kept, "OMP_NUM_THREADS": str(threads)}
+
+
+VARIABLES = {
+    "OMP_WAIT_POLICY": re.compile(r"\w+"),
+    "OMP_NUM_THREADS": re.compile(r"\d+"),
+    "GLIBC_TUNABLES": re.compile(r"[\w.=:]+"),
+}
+"""What a plan may set, and how it may look: a plan can come with somebody else's run folder."""

@@ -14,15 +14,14 @@ from typing import Any, Literal
 import psutil
 
 from lowmem_seq.errors import CapTooSmallError, UsageError
+from lowmem_seq.memory.environment import VARIABLES
 from lowmem_seq.units import format_bytes
 
 FORMAT_VERSION = 1
 MARGIN = 0.95
 """Share of the cap that a prediction may fill: probes repeat within 2 to 3 %, the rest is for what they missed."""
-SMALLEST_PROBED = 8
-"""Smaller micro-batches are slow; they are tried only where this one doesn't fit."""
 MOST_WORKERS = 4
-"""More workers than this have too small a share of a batch of 128 to be fast."""
+"""More workers than this have too small a share of a batch of 128 to be fast. A divisor of the cores is taken."""
 SHARE_OF_AVAILABLE = 0.7
 """Cap where none is given, as a share of the memory that can be taken without swapping."""
 
@@ -75,9 +74,27 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
         )
     try:
         measurements = tuple(Measurement(**entry) for entry in value["measurements"])
-        return Plan(**{**value, "measurements": measurements})
-    except (KeyError, TypeError) as error:
+        return _checked(Plan(**{**value, "measurements": measurements}))
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"plan.json is no plan: {error}", "delete plan.json to have it measured anew") from error
+
+
+def _checked(plan: Plan) -> Plan:
+    """Return a plan that was read, if nothing in it could do harm: it may come from somebody else's run folder.
+
+    Raises:
+        ValueError: a count below one, an unknown device, or a variable that a planner never sets.
+    """
+    for name in ("micro_batch", "workers", "threads", "cap_bytes"):
+        count = getattr(plan, name)
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is {count!r}")
+    if plan.device not in ("cpu", "mps", "cuda") or plan.precision not in ("fp32", "bf16"):
+        raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
+    for name, text in plan.environment.items():
+        if name not in VARIABLES or not VARIABLES[name].fullmatch(text):
+            raise ValueError(f"it sets {name}={text!r}")
+    return plan
 
 
 def usable_cores(wanted: int | None) -> int:
@@ -95,7 +112,8 @@ def worker_counts(cores: int, effective_batch: int, wanted: int | None, on_cpu: 
         on_cpu: a GPU is kept busy by one worker.
     """
     micro_batches = effective_batch if wanted is None else math.ceil(effective_batch / wanted)
-    most = min(cores, MOST_WORKERS, micro_batches) if on_cpu else 1
+    fitting = [count for count in range(1, MOST_WORKERS + 1) if cores % count == 0 and count <= micro_batches]
+    most = max(fitting) if on_cpu else 1
     return [most, 1] if most > 1 else [1]
 
 
@@ -104,16 +122,16 @@ def threads_each(workers: int, cores: int) -> int:
     return max(1, cores // workers)
 
 
-def candidate_sizes(effective_batch: int, workers: int, wanted: int | None) -> list[int]:
+def candidate_sizes(effective_batch: int, workers: int, wanted: int | None, smallest: int) -> list[int]:
     """Return the micro-batches to probe, smallest first.
 
-    Either the wanted one, or powers of two up to the share of the batch that falls to one worker.
+    Either the wanted one, or powers of two from `smallest` up to the share of the batch that falls to one worker.
     """
     if wanted is not None:
         return [min(wanted, effective_batch)]
     share = math.ceil(effective_batch / workers)
     sizes = [2**power for power in range(share.bit_length()) if 2**power < share]
-    return [*(size for size in sizes if size >= SMALLEST_PROBED), share]
+    return [*(size for size in sizes if size >= smallest), share]
 
 
 def smaller_sizes(size: int) -> list[int]:

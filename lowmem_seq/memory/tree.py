@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 
+SHORT = 0.08
+"""Share of the machine's memory that must stay available."""
+
 
 def tree_bytes(root: psutil.Process) -> int:
     """Return the resident bytes of a process and all its descendants; those that ended count nothing."""
@@ -51,6 +54,11 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def is_short_of_memory() -> bool:
+    """Whether little of the machine's memory can still be taken without swapping."""
+    return available_bytes() < SHORT * psutil.virtual_memory().total
 
 
 def available_bytes() -> int:

@@ -38,7 +38,13 @@ UNKNOWN: Summary = {
     "accumulation": None,
     "weights_sha256": None,
     "sessions": 0,
+    "restarts": None,
+    "peers": None,
 }
+
+
+OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256")
+"""What the end of a run tells; a session that goes on with it takes it back."""
 
 
 def summarise(run: RunFolder) -> Summary:
@@ -59,6 +65,7 @@ def summarise(run: RunFolder) -> Summary:
             batch = event.get("effective_batch")
             summary["sessions"] += 1
             summary["state"] = "crashed"  # until it says how it ended
+            summary.update(dict.fromkeys(OF_THE_END))
         elif kind in ("train", "validation", "test"):
             summary.update({key: event[key] for key in UNKNOWN if key in event and key != "images_per_second"})
             if "images_per_second" in event:
@@ -105,4 +112,7 @@ def _summarise_if_readable(run: RunFolder) -> Summary:
     try:
         return summarise(run)
     except LowmemSeqError as error:
-        return dict(UNKNOWN, run=str(run.path), state=f"unreadable: {error.message}")
+        fault = error.message
+    except (KeyError, TypeError, ValueError) as error:
+        fault = f"an event is not as expected ({type(error).__name__}: {error})"
+    return dict(UNKNOWN, run=str(run.path), state=f"unreadable: {fault}")

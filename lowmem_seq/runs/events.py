@@ -30,7 +30,7 @@ class EventLog:
             details: JSON values; names carry their units.
         """
         entry: Event = {"time_unix_seconds": round(time.time(), 3), "event": event, **details}
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(entry, allow_nan=False) + "\n"
         with self.path.open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
             if end:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +78,14 @@ class RunFolder:
         finally:
             lock.release()
 
+    @property
+    def resume_command(self) -> str:
+        """What goes on with this run, to be pasted into a shell."""
+        path = str(self.path)
+        if sys.platform == "win32":
+            return f'lowmem-seq resume "{path}"' if " " in path else f"lowmem-seq resume {path}"
+        return f"lowmem-seq resume {shlex.quote(path)}"
+
     def is_locked(self) -> bool:
         """Whether a process holds the run now."""
         if not (self.path / "lock").exists():
@@ -83,8 +93,10 @@ class RunFolder:
         try:
             with self.locked():
                 return False
-        except (RunLockedError, OSError):
+        except RunLockedError:
             return True
+        except OSError:  # a copy on a disk that can't be written: nobody trains there
+            return False
 
 
 def default_run_path(name: str, root: Path) -> Path:
@@ -113,7 +125,7 @@ def create_run(path: Path, config: RunConfig) -> RunFolder:
         ) from error
     run = RunFolder(path)
     if taken:
-        hint = f"lowmem-seq resume {path}" if run.config_file.exists() else "choose another: --run-dir DIR"
+        hint = run.resume_command if run.config_file.exists() else "choose another: --run-dir DIR"
         raise UsageError(f"the run folder {path} is not empty.", hint)
     write_json(run.environment_file, describe_environment())
     run.write_config(config)

@@ -24,6 +24,8 @@ from lowmem_seq.errors import ERRORS_BY_EXIT_CODE, LowmemSeqError
 
 Message = dict[str, Any]
 LAST_LINES = 12
+LARGEST_LOG = 10**6
+"""Characters that one child may add to the log."""
 
 
 class Child:
@@ -45,7 +47,7 @@ class Child:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, "PYTHONUTF8": "1", **(environment or {})},
+            env={**_own_environment(), "PYTHONUTF8": "1", **(environment or {})},
             **own_group,
         )
         self.process = psutil.Process(self._process.pid)
@@ -67,12 +69,13 @@ class Child:
         self._messages.put(None)
 
     def _read_log(self, stream: IO[str], log: Path | None) -> None:
-        with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as file:
-            for line in stream:
-                self._last_lines.append(line.rstrip())
-                if file:
+        written = 0
+        for line in stream:  # to its end, whatever the disk says: a full pipe would hold the child up
+            self._last_lines.append(line.rstrip())
+            written += len(line)
+            if log is not None and written < LARGEST_LOG:
+                with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
                     file.write(line)
-                    file.flush()
 
     def messages(self, wait_seconds: float) -> Iterator[Message | None]:
         """Yield what the child says until it has ended; None whenever it was silent for so long."""
@@ -117,3 +120,8 @@ class Child:
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         words = "\n".join(self._last_lines)
         return LowmemSeqError(f"the {what} {ended}." + (f" Its last words:\n{words}" if words else ""))
+
+
+def _own_environment() -> dict[str, str]:
+    """Return this process's environment without what would set Accelerate up: the plan alone does."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}

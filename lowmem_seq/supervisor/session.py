@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psutil
 
 from lowmem_seq.config import RunConfig
-from lowmem_seq.errors import DataError
+from lowmem_seq.errors import CapTooSmallError, DataError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.environment import training_environment
 from lowmem_seq.memory.plan import (
@@ -27,13 +27,15 @@ from lowmem_seq.memory.plan import (
     threads_each,
     usable_cores,
 )
-from lowmem_seq.memory.tree import available_bytes, peak_process_bytes, tree_bytes
+from lowmem_seq.memory.tree import available_bytes, is_short_of_memory, peak_process_bytes, tree_bytes
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
+from lowmem_seq.units import format_bytes
 
 SAMPLE_SECONDS = 0.1
 SECONDS_A_MEMORY_EVENT = 15.0
 NEAR_CAP = 0.97
+GROWTH = 1.01
 SECONDS_BETWEEN_SHRINKS = 5.0
 STOPPED = 4
 LEFT_AT_ONCE = 130
@@ -75,7 +77,7 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen) -> None:
         raise DataError(
             f"{config.data.source} holds other images than this run was started with "
             f"(fingerprint {fingerprint[:12]}, and {before['fingerprint'][:12]} is expected).",
-            f"lowmem-seq resume {run.path} --data PATH   with the images of the start",
+            f"{run.resume_command} --data PATH   with the images of the start",
         )
     record = {"format_version": 1, "source": config.data.source, "pack": pack, "fingerprint": fingerprint}
     write_json(run.data_file, record)
@@ -83,6 +85,9 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen) -> None:
 
 def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     """Have a disposable child measure the run under the cap, choose, and write plan.json.
+
+    Where nothing fits, the child goes past the cap to find the smallest one that would do; it is ended when the
+    machine itself runs short.
 
     Raises:
         CapTooSmallError: the model does not fit.
@@ -95,21 +100,34 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     child = Child(
         "lowmem_seq.training.probe", str(run.path), str(budget_bytes), environment=environment, log=run.log_file
     )
-    result: Message | None = None
+    computing: Message | None = None
+    measured: list[Measurement] = []
+    machine_short = False
     with stopping_by_killing(child):
-        for message in child.messages(1.0):
-            if message is not None and message.get("event") == "probe_result":
-                result = message
+        for message in child.messages(SAMPLE_SECONDS):
+            if tree_bytes(psutil.Process()) > cap_bytes and is_short_of_memory():
+                machine_short = True
+                child.kill()
+            event = message.get("event") if message is not None else None
+            if event == "computing":
+                computing = message
+            elif event == "measured" and message is not None:
+                measured.append(Measurement(**{key: message[key] for key in Measurement.__annotations__}))
             elif message is not None:
                 screen.show(message)
         code = child.wait()
-    if code != 0 or result is None:
+    if code != 0 and not machine_short:
         raise child.failure(code, "planner")
-    measured = [Measurement(**entry) for entry in result["measurements"]]
+    if computing is None or not measured:
+        raise CapTooSmallError(
+            f"the cap of {format_bytes(cap_bytes)} is too small for this model: its first step passed it, and the "
+            "machine was short of memory.",
+            "close other programs, take smaller images (--image-size) or a smaller preset",
+        )
     best = choose(measured, cap_bytes, cap_bytes - budget_bytes)
     plan = Plan(
-        device=result["device"],
-        precision=result["precision"],
+        device=computing["device"],
+        precision=computing["precision"],
         micro_batch=best.micro_batch,
         workers=best.workers,
         threads=threads_each(best.workers, cores),
@@ -139,19 +157,24 @@ def train(run: RunFolder, plan: Plan, screen: Screen) -> int:
     """
     child = Child("lowmem_seq.training", str(run.path), environment=plan.environment, log=run.log_file)
     watch = _MemoryWatch(run, plan.cap_bytes, child, screen)
-    with passing_signals_on(child, screen) as left_at_once:
+    stopping = False
+    with counting_signals(child) as signals:
         for message in child.messages(SAMPLE_SECONDS):
+            if signals and not stopping:
+                stopping = True
+                child.tell("stop")
+                screen.show_stopping()
             watch.sample()
             if message is not None:
                 screen.show(message)
         code = child.wait()
     watch.record()
-    if left_at_once():
+    if len(signals) > 1:
         run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
         return LEFT_AT_ONCE
     if code not in (0, STOPPED):
         failure = child.failure(code, "trainer")
-        failure.hint = failure.hint or f"lowmem-seq resume {run.path}   goes on from the newest checkpoint"
+        failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"
         run.events.append("session_ended", state="crashed", cause=failure.message)
         raise failure
     return code
@@ -163,7 +186,7 @@ class _MemoryWatch:
     def __init__(self, run: RunFolder, cap_bytes: int, child: Child, screen: Screen) -> None:
         self._run, self._cap_bytes, self._child, self._screen = run, cap_bytes, child, screen
         self._self = psutil.Process()
-        self._peak_bytes = self._tree_bytes = 0
+        self._peak_bytes = self._tree_bytes = self._shrunk_bytes = 0
         self._sampled_at = self._shrunk_at = float("-inf")
         self._recorded_at = time.monotonic()
 
@@ -177,9 +200,10 @@ class _MemoryWatch:
         peaks = [peak_process_bytes(process.pid) or 0 for process in (self._self, self._child.process)]
         self._peak_bytes = max(self._peak_bytes, self._tree_bytes, sum(peaks))
         self._screen.show_memory(self._tree_bytes, self._peak_bytes, self._cap_bytes)
-        near = self._tree_bytes > NEAR_CAP * self._cap_bytes
+        # memory that was given back may stay with the allocator: only what grows on counts after a shrink
+        near = self._tree_bytes > max(NEAR_CAP * self._cap_bytes, GROWTH * self._shrunk_bytes)
         if near and now - self._shrunk_at > SECONDS_BETWEEN_SHRINKS:
-            self._shrunk_at = now
+            self._shrunk_at, self._shrunk_bytes = now, self._tree_bytes
             self._child.tell("shrink")
         if now - self._recorded_at > SECONDS_A_MEMORY_EVENT:
             self.record()
@@ -226,17 +250,14 @@ def stopping_by_killing(child: Child) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def passing_signals_on(child: Child, screen: Screen) -> Iterator[Callable[[], bool]]:
-    """Turn the first signal into `stop`, and the second into the child's end; tell whether there was a second."""
+def counting_signals(child: Child) -> Iterator[list[int]]:
+    """Give the list of the signals that came; the second one ends the child. A handler writes to nothing."""
     signals: list[int] = []
 
     def handler(number: int, _frame: Any) -> None:
         signals.append(number)
-        if len(signals) == 1:
-            child.tell("stop")
-            screen.show_stopping()
-        else:
+        if len(signals) > 1:
             child.kill()
 
     with _handling(handler):
-        yield lambda: len(signals) > 1
+        yield signals

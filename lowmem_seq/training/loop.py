@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.checkpoint.codec import write_tensors
-from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore
+from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, read_identity
 from lowmem_seq.config import AugmentationConfig, RunConfig
 from lowmem_seq.data.batches import TrainingBatches, evaluation_batches
 from lowmem_seq.data.catalogue import CATALOGUE
@@ -87,9 +87,8 @@ class Training:
         losses = self.workers.run(self.micro_batches(counters.step), self.forward_and_backward)
         if losses is None:
             return False
-        loss = self.finite_loss(losses)
-        if recipe.clip_norm is not None:
-            self.state.optimizer.clip_gradients(recipe.clip_norm)
+        loss = self.finite(float(torch.stack(losses).sum()), "loss")
+        self.finite(self.state.optimizer.clip_gradients(recipe.clip_norm), "gradient's norm")
         self.state.optimizer.step(self.rate(counters.step))
         if self.state.average is not None:
             self.state.average.update(counters.step)
@@ -120,20 +119,19 @@ class Training:
         detached: Tensor = loss.detach()
         return detached
 
-    def finite_loss(self, losses: list[Tensor]) -> float:
-        """Return the loss of a step from its micro-batches' shares.
+    def finite(self, value: float, what: str) -> float:
+        """Return a value of the present step, if it is finite.
 
         Raises:
-            UsageError: it is no finite number; the weights are still those before the step.
+            UsageError: it isn't; the weights are still those before the step.
         """
-        loss = float(torch.stack(losses).sum())
-        if not math.isfinite(loss):
+        if not math.isfinite(value):
             rate = self.config.recipe.peak_learning_rate
             raise UsageError(
-                f"the training diverged: the loss of step {self.state.counters.step + 1} is {loss}.",
+                f"the training diverged: the {what} of step {self.state.counters.step + 1} is {value}.",
                 f"start again with a lower learning rate: --set recipe.peak_learning_rate={rate / 2:g}",
             )
-        return loss
+        return value
 
     def make_batches(self) -> TrainingBatches:
         """Return the training part's batches, with buffers of their own."""
@@ -222,19 +220,33 @@ class Training:
             return
         began = time.monotonic()
         counters.wall_seconds = self.journal.wall_seconds()
-        identity = {
-            "experiment_sha256": self.config.experiment_hash(),
-            "data_fingerprint": self.pack.fingerprint,
-        }
-        checkpoint = self.store.save(counters.step, self.state.writers(), identity)
+        checkpoint = self.store.save(counters.step, self.state.writers(), self.identity())
         self.saved_step = counters.step
         seconds = time.monotonic() - began
         self.journal.pause_ended(seconds)
         self.clock.saved(seconds)
         self.journal.record("checkpoint", step=counters.step, path=checkpoint.path.name, seconds=seconds)
 
+    def identity(self) -> dict[str, str]:
+        """What the checkpoints of this run belong to."""
+        return {
+            "experiment_sha256": self.config.experiment_hash(),
+            "data_fingerprint": self.pack.fingerprint,
+        }
+
     def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on from a verified checkpoint."""
+        """Go on from a verified checkpoint.
+
+        Raises:
+            UsageError: it was saved with other settings or other images.
+        """
+        saved, ours = read_identity(checkpoint), self.identity()
+        differing = [name for name, value in ours.items() if saved.get(name) != value]
+        if differing:
+            raise UsageError(
+                f"{checkpoint.path} belongs to another experiment ({' and '.join(differing)} differ).",
+                "restore the run's config.yaml; a run with other settings is a new one: lowmem-seq train",
+            )
         self.state.load(checkpoint)
         self.saved_step = self.state.counters.step
         self.journal.take_up(self.state.counters)

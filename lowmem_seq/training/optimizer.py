@@ -1,7 +1,7 @@
 """AdamW (arXiv 1711.05101) on torch's fused kernel, with all of its state allocated at the start.
 
-torch.optim imports torch._dynamo: 75 MiB and a second of start-up, measured in docs/log.md. The kernel itself needs
-neither. State under plain names also makes a checkpoint that anyone can read.
+torch.optim imports torch._dynamo, which costs memory and start-up (docs/log.md, 2026-11-22). The kernel itself
+needs neither. State under plain names also makes a checkpoint that anyone can read.
 """
 
 from __future__ import annotations
@@ -46,11 +46,17 @@ class AdamW:
         for value in self._parameters.values():
             value.grad = None
 
-    def clip_gradients(self, largest_norm: float) -> None:
-        """Scale all gradients so that their common norm is at most `largest_norm` (arXiv 1211.5063)."""
+    def clip_gradients(self, largest_norm: float | None) -> float:
+        """Scale all gradients so that their common norm is at most `largest_norm` (arXiv 1211.5063).
+
+        Returns:
+            The norm before; None for `largest_norm` leaves the gradients as they are.
+        """
         gradients = self.gradients()
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        torch._foreach_mul_(gradients, torch.clamp(largest_norm / (norm + 1e-6), max=1.0))
+        if largest_norm is not None:
+            torch._foreach_mul_(gradients, torch.clamp(largest_norm / (norm + 1e-6), max=1.0))
+        return float(norm)
 
     @torch.no_grad()
     def step(self, rate: float) -> None:

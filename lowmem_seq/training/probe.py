@@ -39,6 +39,8 @@ from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training
 
 SMALL_IMAGE = 64
+SMALLEST_OF_SMALL = 8
+"""Smaller micro-batches of small images are slow; they are tried only where this one doesn't fit."""
 SECONDS_FOR_SMALL_IMAGES = 20.0
 SECONDS_FOR_LARGE_IMAGES = 60.0
 TIMED_SECONDS = 0.6
@@ -120,7 +122,7 @@ def probe(training: Training, cores: int, wanted: int | None, budget_bytes: int)
     measured: list[Measurement] = []
     for workers in worker_counts(cores, training.batch, wanted, on_cpu=training.plan.device == "cpu"):
         set_workers(training, workers, cores)
-        sizes = candidate_sizes(training.batch, workers, wanted)
+        sizes = candidate_sizes(training.batch, workers, wanted, smallest=SMALLEST_OF_SMALL if small else 1)
         fitting = [point for point in measured if point.peak_bytes <= budget_bytes]
         if fitting:
             best = max(fitting, key=lambda point: point.images_per_second)
@@ -130,6 +132,7 @@ def probe(training: Training, cores: int, wanted: int | None, budget_bytes: int)
         if min(point.peak_bytes for point in measured) <= budget_bytes:
             break
         measured.append(measure(training, size))
+        training.channel.say({"event": "measured", **vars(measured[-1])})
     return measured
 
 
@@ -141,6 +144,7 @@ def _sweep(training: Training, sizes: list[int], budget_bytes: int, deadline: fl
             break
         training.channel.say({"event": "probing", "micro_batch": size, "workers": training.workers.count})
         measured.append(measure(training, size))
+        training.channel.say({"event": "measured", **vars(measured[-1])})
         slower = len(measured) > 1 and measured[-1].images_per_second < 0.9 * measured[-2].images_per_second
         if measured[-1].peak_bytes > budget_bytes or slower:
             break
@@ -173,19 +177,12 @@ def main() -> int:
             predicted_peak_bytes=0,
             predicted_images_per_second=0.0,
         )
+        channel.say({"event": "computing", "device": plan.device, "precision": plan.precision})
         training = open_training(run, plan, channel)
-        measured = probe(training, cores, config.machine.micro_batch, budget_bytes)
+        probe(training, cores, config.machine.micro_batch, budget_bytes)
     except LowmemSeqError as error:
         channel.say_error(error)
         return error.exit_code
-    channel.say(
-        {
-            "event": "probe_result",
-            "device": plan.device,
-            "precision": plan.precision,
-            "measurements": [vars(point) for point in measured],
-        }
-    )
     return 0
 
 

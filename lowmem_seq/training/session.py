@@ -27,12 +27,12 @@ def open_data(run: RunFolder, config: RunConfig) -> tuple[Pack, Parts]:
     """
     record = run.read_json(run.data_file)
     if record is None:
-        raise DataError(f"{run.data_file} is missing.", f"lowmem-seq resume {run.path}")
+        raise DataError(f"{run.data_file} is missing.", run.resume_command)
     pack = Pack.open(Path(record["pack"]))
     if pack.fingerprint != record["fingerprint"]:
         raise DataError(
             f"the pack {record['pack']} holds other images than this run was started with.",
-            f"lowmem-seq resume {run.path} --data PATH   with the images of the start",
+            f"{run.resume_command} --data PATH   with the images of the start",
         )
     return pack, open_parts(pack, config.data.classes, config.data.validation_fraction, config.seed)
 
@@ -51,7 +51,7 @@ def read_plan(run: RunFolder) -> Plan:
     """
     plan_json = run.read_json(run.plan_file)
     if plan_json is None:
-        raise UsageError(f"{run.plan_file} is missing.", f"lowmem-seq resume {run.path}   measures it anew")
+        raise UsageError(f"{run.plan_file} is missing.", f"{run.resume_command}   measures it anew")
     return plan_from_json(plan_json)
 
 

@@ -68,7 +68,7 @@ class Workers:
             compute: adds a range's gradients to its worker, and returns the loss (), or None to stop.
 
         Returns:
-            The losses in the order of the ranges, or None if a worker stopped.
+            The losses, worker by worker, or None if a worker stopped.
         """
         for worker in self._workers:
             for parameter in worker.model.parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -67,14 +68,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def start(cwd: Path, name: str, steps: int = STEPS) -> subprocess.Popen[str]:
+def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*PROGRAM, *TRAIN, "--steps", str(steps), "--run-dir", name],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
+        [*PROGRAM, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     )
+
+
+def start(cwd: Path, name: str, steps: int = STEPS) -> subprocess.Popen[str]:
+    return begin(*TRAIN, "--steps", str(steps), "--run-dir", name, cwd=cwd)
 
 
 def wait_for(path: Path) -> None:
@@ -201,6 +202,44 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(undisturbed: Path, t
     assert "is finished: test accuracy" in lowmem_seq("resume", "run", cwd=tmp_path).stdout
     lowmem_seq("resume", "run", "--steps", str(STEPS + 5), cwd=tmp_path)
     assert figures(tmp_path, "run")["step"] == STEPS + 5
+
+
+def test_a_longer_run_that_was_stopped_is_not_taken_for_finished(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    supervisor = begin("resume", "run", "--steps", "100000", cwd=tmp_path)
+    wait_for(tmp_path / "run" / "checkpoints" / f"step-{STEPS + 10:08d}")
+    supervisor.send_signal(signal.SIGINT)
+    supervisor.communicate(timeout=SECONDS_TO_WAIT)
+    told = figures(tmp_path, "run")
+    assert (told["state"], told["test_accuracy"], told["weights_sha256"]) == ("stopped", None, None)
+    said = lowmem_seq("resume", "run", "--steps", str(told["step"] + 5), cwd=tmp_path).stdout
+    assert f"resumes after step {told['step']}" in said
+    assert figures(tmp_path, "run")["state"] == "finished"
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    supervisor = start(tmp_path, "run", steps=10_000)
+    wait_for(tmp_path / "run" / "checkpoints" / "step-00000010")
+    trainer = trainer_of(supervisor)
+    trainer.suspend()  # so that it can't save before the second signal
+    supervisor.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    supervisor.send_signal(signal.SIGINT)
+    said, _ = supervisor.communicate(timeout=SECONDS_TO_WAIT)
+    assert supervisor.returncode == 130, said
+    assert "hint: lowmem-seq resume run" in said
+    assert not trainer.is_running()
+
+
+def test_a_run_folder_with_a_space_can_be_resumed_as_told(tmp_path: Path) -> None:
+    supervisor = start(tmp_path, "my run", steps=10_000)
+    wait_for(tmp_path / "my run" / "checkpoints" / "step-00000010")
+    supervisor.send_signal(signal.SIGINT)
+    said, _ = supervisor.communicate(timeout=SECONDS_TO_WAIT)
+    command = shlex.split(said.rpartition("hint: ")[2])
+    assert command == ["lowmem-seq", "resume", "my run"]
+    step = figures(tmp_path, "my run")["step"]
+    lowmem_seq(*command[1:], "--steps", str(step + 1), cwd=tmp_path)
 
 
 def test_a_run_falls_back_to_the_checkpoint_before_a_broken_one(undisturbed: Path, tmp_path: Path) -> None:

@@ -115,17 +115,27 @@ def test_wrong_usage_ends_with_2_and_a_hint(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["frob"], ["train"], ["train", "tiny", "--epochs", "many"], ["train", "tiny", "--frob"]],
-    ids=" ".join,
+    ("arguments", "message", "hint"),
+    [
+        (["frob"], "No such command 'frob'", "lowmem-seq --help"),
+        (["train"], "Missing argument", "lowmem-seq train --help"),
+        (["train", "tiny", "--epochs", "many"], "Invalid value for '--epochs'", "lowmem-seq train --help"),
+        (["train", "tiny", "--frob"], "No such option: --frob", "lowmem-seq train --help"),
+        (["data", "frob"], "No such command 'frob'", "lowmem-seq data --help"),
+    ],
 )
-def test_what_the_parser_refuses_ends_with_2_without_a_traceback(
-    command_line: CommandLine, arguments: list[str]
+def test_what_the_parser_refuses_ends_with_2_and_a_hint(
+    command_line: CommandLine, arguments: list[str], message: str, hint: str
 ) -> None:
+    assert_refused(command_line(*arguments), 2, message, hint)
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_nothing_typed_shows_the_help_and_no_error(command_line: CommandLine, arguments: list[str]) -> None:
     ended = command_line(*arguments)
-    assert ended.code == 2
-    assert "Error: " in ended.err
-    assert "Traceback" not in ended.err
+    assert ended.code == 0
+    assert "Usage: lowmem-seq" in ended.out
+    assert "error" not in ended.err
 
 
 def test_a_run_folder_that_is_not_empty_is_refused(command_line: CommandLine, run: RunFolder) -> None:

@@ -32,7 +32,12 @@ measurements = st.builds(
 )
 
 
-@given(st.lists(measurements, max_size=3), st.dictionaries(st.text(), st.text(), max_size=2))
+@given(
+    st.lists(measurements, max_size=3),
+    st.dictionaries(
+        st.sampled_from(["OMP_WAIT_POLICY", "GLIBC_TUNABLES"]), st.from_regex(r"[a-z]+", fullmatch=True)
+    ),
+)
 def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environment: dict[str, str]) -> None:
     plan = Plan(
         device="cpu",
@@ -52,6 +57,25 @@ def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environmen
 
 def test_a_plan_says_its_format_version() -> None:
     assert tiny_plan().to_json()["format_version"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch": 0},
+        {"workers": 0},
+        {"threads": "2"},
+        {"cap_bytes": -1},
+        {"device": "tpu"},
+        {"precision": "fp64"},
+        {"environment": {"LD_PRELOAD": "evil.so"}},
+        {"environment": {"PYTHONPATH": "."}},
+        {"environment": {"OMP_NUM_THREADS": "2; rm"}},
+    ],
+)
+def test_a_plan_that_could_do_harm_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"plan\.json is no plan"):
+        plan_from_json({**tiny_plan().to_json(), **changes})
 
 
 @pytest.mark.parametrize("version", [2, 0, "1", None])
@@ -81,7 +105,7 @@ def test_a_plan_that_lacks_a_value_is_refused() -> None:
 
 @given(st.integers(1, 5000), st.integers(1, 8))
 def test_candidates_are_powers_of_two_that_end_with_a_workers_share(batch: int, workers: int) -> None:
-    sizes = candidate_sizes(batch, workers, None)
+    sizes = candidate_sizes(batch, workers, None, smallest=8)
     assert (sizes[-1] - 1) * workers < batch <= sizes[-1] * workers
     assert sizes == sorted(set(sizes))
     assert all(size & (size - 1) == 0 and size >= 8 for size in sizes[:-1])
@@ -94,12 +118,12 @@ def test_candidates_are_powers_of_two_that_end_with_a_workers_share(batch: int, 
     [(1, 1, [1]), (8, 1, [8]), (9, 1, [8, 9]), (64, 1, [8, 16, 32, 64]), (64, 2, [8, 16, 32]), (9, 4, [3])],
 )
 def test_candidates_of_some_batches(batch: int, workers: int, sizes: list[int]) -> None:
-    assert candidate_sizes(batch, workers, None) == sizes
+    assert candidate_sizes(batch, workers, None, smallest=8) == sizes
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_a_wanted_size_is_the_only_candidate_and_never_passes_the_batch(batch: int, wanted: int) -> None:
-    assert candidate_sizes(batch, 2, wanted) == [min(batch, wanted)]
+    assert candidate_sizes(batch, 2, wanted, smallest=8) == [min(batch, wanted)]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +132,8 @@ def test_a_wanted_size_is_the_only_candidate_and_never_passes_the_batch(batch: i
         (2, 128, None, True, [2, 1]),
         (1, 128, None, True, [1]),
         (16, 128, None, True, [4, 1]),
+        (6, 128, None, True, [3, 1]),
+        (5, 128, None, True, [1]),
         (4, 128, 64, True, [2, 1]),
         (4, 128, 128, True, [1]),
         (4, 128, None, False, [1]),

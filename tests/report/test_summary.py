@@ -95,6 +95,8 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
         "accumulation": 3,
         "weights_sha256": "ab",
         "sessions": 1,
+        "restarts": None,
+        "peers": None,
     }
 
 
