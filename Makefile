@@ -17,7 +17,7 @@ INSTALL := $(PIP) install --quiet -c constraints.txt
 .PHONY: demo test check results peers clean
 
 demo: $(VENV)/.installed
-	$(BIN)/lowmem-seq train small --data shapes --epochs 10 --max-ram 2GB
+	$(BIN)/lowmem-seq train small --data shapes --epochs 20 --max-ram 2GB
 
 test: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
