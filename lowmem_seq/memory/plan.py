@@ -143,18 +143,17 @@ def smaller_sizes(size: int) -> list[int]:
     return halves
 
 
-def predict_peak(measured: Sequence[Measurement], micro_batch: int) -> int:
+def predict_peak(measured: Sequence[Measurement], micro_batch: int, floor_bytes: int) -> int:
     """Return the peak bytes at another micro-batch: affine through the two nearest sizes that were measured.
 
-    With a single measurement everything above nothing is taken to grow with the micro-batch.
+    With a single measurement all above `floor_bytes`, what is held for no images at all, is taken to grow with the
+    micro-batch.
     """
     ordered = sorted(measured, key=lambda point: abs(point.micro_batch - micro_batch))
-    near = ordered[0]
-    if len(ordered) == 1:
-        return round(near.peak_bytes * max(1.0, micro_batch / near.micro_batch))
-    far = ordered[1]
-    slope = (far.peak_bytes - near.peak_bytes) / (far.micro_batch - near.micro_batch)
-    return round(near.peak_bytes + max(0.0, slope) * (micro_batch - near.micro_batch))
+    near = (ordered[0].micro_batch, ordered[0].peak_bytes)
+    far = (ordered[1].micro_batch, ordered[1].peak_bytes) if len(ordered) > 1 else (0, floor_bytes)
+    slope = (far[1] - near[1]) / (far[0] - near[0])
+    return round(near[1] + max(0.0, slope) * (micro_batch - near[0]))
 
 
 def choose(measured: Sequence[Measurement], cap_bytes: int, others_bytes: int) -> Measurement:

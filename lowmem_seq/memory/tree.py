@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def release_memory() -> bool:
+    """Have the allocator give back what it keeps for later; return whether it can be asked to (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if psutil.LINUX else None
+    return trim is not None and bool(trim(0))
 
 
 def is_short_of_memory() -> bool:

@@ -25,6 +25,7 @@ from lowmem_seq.data.parts import Part, Parts
 from lowmem_seq.errors import UsageError
 from lowmem_seq.files import placing, write_json
 from lowmem_seq.memory.plan import Plan
+from lowmem_seq.memory.tree import release_memory
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, evaluate
@@ -255,6 +256,7 @@ class Training:
         """Halve the micro-batch if the process tree came near its cap."""
         if not self.channel.take_shrink_request() or self.plan.micro_batch == 1:
             return
+        release_memory()
         before = self.plan.micro_batch
         self.plan = replace(self.plan, micro_batch=before // 2)
         write_json(self.run.plan_file, self.plan.to_json())

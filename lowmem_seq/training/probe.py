@@ -31,7 +31,7 @@ from lowmem_seq.memory.plan import (
     usable_cores,
     worker_counts,
 )
-from lowmem_seq.memory.tree import peak_process_bytes, reset_peak
+from lowmem_seq.memory.tree import peak_process_bytes, release_memory, reset_peak
 from lowmem_seq.runs.folder import open_run
 from lowmem_seq.training.device import choose_device, choose_precision
 from lowmem_seq.training.evaluation import evaluate
@@ -39,6 +39,8 @@ from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training
 
 SMALL_IMAGE = 64
+OPTIMIZER_COPIES = 2
+"""AdamW keeps two numbers a weight; they take memory from the first step on."""
 SMALLEST_OF_SMALL = 8
 """Smaller micro-batches of small images are slow; they are tried only where this one doesn't fit."""
 SECONDS_FOR_SMALL_IMAGES = 20.0
@@ -83,6 +85,7 @@ def measure(training: Training, micro_batch: int) -> Measurement:
         starts = range(0, count * workers * micro_batch, micro_batch)
         training.workers.run([(start, start + micro_batch) for start in starts], training.forward_and_backward)
 
+    release_memory()  # what a size before this one needed is not this one's
     with PeakSampler() as sampler:
         rounds(2)  # the second with gradients to add to
         optimizer_seconds = _seconds(lambda: training.state.optimizer.step(0.0))
@@ -139,8 +142,9 @@ def probe(training: Training, cores: int, wanted: int | None, budget_bytes: int)
 def _sweep(training: Training, sizes: list[int], budget_bytes: int, deadline: float) -> list[Measurement]:
     """Measure growing micro-batches until one doesn't fit, is slower, or the time is over."""
     measured: list[Measurement] = []
+    floor_bytes = held_without_images(training)
     for size in sizes:
-        if measured and (predict_peak(measured, size) > budget_bytes or time.monotonic() > deadline):
+        if measured and (predict_peak(measured, size, floor_bytes) > budget_bytes or time.monotonic() > deadline):
             break
         training.channel.say({"event": "probing", "micro_batch": size, "workers": training.workers.count})
         measured.append(measure(training, size))
@@ -149,6 +153,12 @@ def _sweep(training: Training, sizes: list[int], budget_bytes: int, deadline: fl
         if measured[-1].peak_bytes > budget_bytes or slower:
             break
     return measured
+
+
+def held_without_images(training: Training) -> int:
+    """Return the bytes that a step on no images would hold: what is resident, gradients, and optimizer state."""
+    weights = sum(value.numel() * value.element_size() for value in training.state.parameters.values())
+    return int(psutil.Process().memory_info().rss) + weights * (training.workers.count + OPTIMIZER_COPIES)
 
 
 def set_workers(training: Training, workers: int, cores: int) -> None:

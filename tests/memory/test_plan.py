@@ -164,18 +164,24 @@ def test_the_prediction_is_exact_where_memory_is_affine(
     base: int, slope: int, sizes: list[int], asked: int
 ) -> None:
     measured = [Measurement(size, 1, base + slope * size, 1.0) for size in sizes]
-    assert predict_peak(measured, asked) == pytest.approx(base + slope * asked, rel=1e-9)
+    assert predict_peak(measured, asked, floor_bytes=0) == pytest.approx(base + slope * asked, rel=1e-9)
 
 
-@given(measurements, st.integers(1, 2048))
-def test_from_one_measurement_all_is_taken_to_grow(point: Measurement, asked: int) -> None:
-    predicted = predict_peak([point], asked)
-    assert predicted == round(point.peak_bytes * max(1.0, asked / point.micro_batch))
-    assert predicted >= point.peak_bytes
+@given(measurements, st.integers(1, 2048), st.integers(0, 10**8))
+def test_from_one_measurement_all_above_the_floor_is_taken_to_grow(
+    point: Measurement, asked: int, floor_bytes: int
+) -> None:
+    predicted = predict_peak([point], asked, floor_bytes)
+    grown = (point.peak_bytes - floor_bytes) * asked / point.micro_batch
+    assert predicted == pytest.approx(floor_bytes + grown, rel=1e-9, abs=1)
+
+
+def test_a_floor_above_the_measurement_is_not_taken_for_a_gain() -> None:
+    assert predict_peak([Measurement(8, 1, 500, 1.0)], 64, floor_bytes=600) == 500
 
 
 def test_noise_that_falls_is_not_taken_for_a_gain() -> None:
-    assert predict_peak([Measurement(8, 1, 500, 1.0), Measurement(16, 1, 490, 1.0)], 64) == 490
+    assert predict_peak([Measurement(8, 1, 500, 1.0), Measurement(16, 1, 490, 1.0)], 64, floor_bytes=0) == 490
 
 
 @given(st.lists(measurements, min_size=1, max_size=6), st.integers(10**8, 10**10), st.integers(0, 10**8))
