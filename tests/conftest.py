@@ -14,7 +14,7 @@ from lowmem_seq.runs.folder import RunFolder
 from tests.builders import make_run, tiny_config
 from tests.data.builders import write_pack
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores spin: 700 ms instead of 1.4 ms
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores spin (docs/log.md)
 settings.register_profile("lowmem", deadline=None, max_examples=40)  # no deadline: the machines are noisy
 settings.load_profile("lowmem")
 

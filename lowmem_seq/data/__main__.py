@@ -1,7 +1,7 @@
 """`python -m lowmem_seq.data SOURCE IMAGE_SIZE`: prepare a pack in a process of its own, which is then gone.
 
 It speaks JSON lines (see channel.py): `packing`, at most ten a second, then one `packed` or one `error`. What
-decoding took of memory, torchvision's 85 MB among it, leaves with the process.
+decoding took of memory, torchvision among it, leaves with the process.
 """
 
 from __future__ import annotations

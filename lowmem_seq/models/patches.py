@@ -1,8 +1,7 @@
 """Images cut into patches, and tokens merged into coarser ones: a convolution whose kernel equals its stride.
 
 Such a convolution touches every pixel once, so it is a reshape and one matrix product. Written so it keeps the
-channels last without a permutation of the whole batch, and was 1.0 to 3.5 times as fast as nn.Conv2d at 32x32
-(one thread, AMD Zen 5, torch 2.13, forward and backward, n=20; at 224x224 0.6 to 1.1 times, in 3 % of a step).
+channels last without a permutation of the whole batch.
 """
 
 from __future__ import annotations

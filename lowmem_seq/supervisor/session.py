@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psutil
 
 from lowmem_seq.config import RunConfig
-from lowmem_seq.errors import CapTooSmallError, DataError
+from lowmem_seq.errors import CapTooSmallError, DataError, StoppedError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.environment import training_environment
 from lowmem_seq.memory.plan import (
@@ -37,7 +37,7 @@ SECONDS_A_MEMORY_EVENT = 15.0
 NEAR_CAP = 0.97
 GROWTH = 1.01
 SECONDS_BETWEEN_SHRINKS = 5.0
-STOPPED = 4
+STOPPED = StoppedError.exit_code
 LEFT_AT_ONCE = 130
 
 
