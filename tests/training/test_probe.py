@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from lowmem_seq.memory.plan import Measurement
-from lowmem_seq.training.probe import PeakSampler, fastest_few
+from lowmem_seq.training.probe import fastest_few
 
 MEASURED = [
     Measurement(micro_batch=8, workers=2, peak_bytes=100, images_per_second=10.0),
