@@ -13,18 +13,15 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lowmem_seq.files import read_json, write_json, write_text
+from benchmarks.page import ROOT, put_between_marks
+from lowmem_seq.files import read_json, write_json
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.units import format_bytes, format_seconds
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA_FILE = ROOT / "docs" / "results.json"
-PAGE = ROOT / "docs" / "results.md"
 RUNS = ROOT / "runs" / "results"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 FOUR = "airplane,automobile,bird,cat"
 SEEDS_TABLE = {
     "small": (0.8411, 0.4246),
@@ -136,10 +133,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def write_page(results: dict[str, dict[str, Any]]) -> None:
     """Put the table between its marks in docs/results.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(PAGE, f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    put_between_marks("results", table(results))
 
 
 def main() -> None:
