@@ -2,19 +2,22 @@
 # make test   the tests that fit into a few minutes
 # make check  format, lint, types, and which room may import which
 # make results CIFAR10=PATH   the figures of docs/results.md, from a zip or folder train/CLASS + test/CLASS
+# make soak   kill short runs a thousand times: a piece of under half an hour; repeat it until all is done
 # make peers  timm, apart from the environment, for the parity tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers
+# of each of the two parts of a piece of `make soak`
+MINUTES ?= 12
 # Linux: torch's own index has builds without CUDA (0.2 GB instead of 5). Elsewhere the default index has them.
 TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep -E "^torch(vision)?==" constraints.txt)
 INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: demo test check results peers clean
+.PHONY: demo test check results soak peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lowmem-seq train small --data shapes --epochs 20 --max-ram 2GB
@@ -30,6 +33,10 @@ check: $(VENV)/.installed
 
 results: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.results --data "$(CIFAR10)"
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.soak --preset tiny --kills 700 --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.soak --preset small --kills 300 --minutes $(MINUTES)
 
 peers: $(PEERS)/.installed
 

@@ -73,11 +73,11 @@ def errors_page() -> str:
         "| code | error | when |",
         "|---:|---|---|",
         "| 0 | | done |",
-        "| 1 | `LowmemSeqError` | a defect, or a trainer that was killed |",
+        "| 1 | `LowmemSeqError` | a defect, or a trainer that died while it was being stopped |",
     ]
     for code, kind in sorted(errors.ERRORS_BY_EXIT_CODE.items()):
         lines.append(f"| {code} | `{kind.__name__}` | {(kind.__doc__ or '').strip()} |")
-    lines.append("| 130 | | Left at once, on a second signal or before there was anything to save. |")
+    lines.append("| 130 | | Left at once: on a second signal, or in a command that has nothing to save. |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,8 @@
 
 A child says what it does on its standard output, one JSON object a line, and hears `stop` and `shrink` on its
 standard input. When the supervisor dies the input ends, which counts as `stop`: nothing trains on unseen.
-Pipes work alike on Linux, macOS and Windows; signals don't.
+Pipes work alike on Linux, macOS and Windows; signals don't. A signal that reaches the child all the same (a system
+that shuts down sends one to every process) counts as `stop` too.
 """
 
 from __future__ import annotations
@@ -10,20 +11,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 from typing import IO, Any
 
-from lowmem_seq.errors import LowmemSeqError
+from lowmem_seq.errors import LowmemSeqError, StoppedError
 
 SECONDS_TO_SAVE = 60.0
 """How long a child whose supervisor died may take to save and end by itself."""
+ENDED_WITH_SUPERVISOR = StoppedError.exit_code
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
 
 
 class Channel:
-    """A child's end of the line."""
+    """A child's end of the line.
 
-    def __init__(self, listen: bool = True) -> None:
+    Args:
+        listen: whether there is a supervisor.
+        saves: whether the child has something to save. Then a stop is a wish that it fulfils between two
+            micro-batches; otherwise it just ends.
+    """
+
+    def __init__(self, listen: bool = True, saves: bool = True) -> None:
+        self._saves = saves
         self._out: IO[str] | None = None
         self._stop = threading.Event()
         self._shrink = threading.Event()
@@ -31,6 +44,8 @@ class Channel:
             self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
             os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's print must not garble the line
             threading.Thread(target=self._listen, name="supervisor", daemon=True).start()
+            for number in STOP_SIGNALS if saves else ():
+                signal.signal(number, lambda _number, _frame: self._stop.set())
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -38,8 +53,10 @@ class Channel:
                 self._stop.set()
             elif line.strip() == "shrink":
                 self._shrink.set()
+        if not self._saves:
+            os._exit(ENDED_WITH_SUPERVISOR)
         self._stop.set()
-        deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, args=(4,))
+        deadline = threading.Timer(SECONDS_TO_SAVE, os._exit, args=(ENDED_WITH_SUPERVISOR,))
         deadline.daemon = True
         deadline.start()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,9 +19,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lowmem_seq.errors import UsageError, nearest
-from lowmem_seq.units import Interval, parse_bytes, parse_interval
+from lowmem_seq.files import read_limited
+from lowmem_seq.units import Interval, parse_bytes, parse_interval, parse_seconds
 
 FORMAT_VERSION = 1
+LARGEST_CONFIG_BYTES = 64_000
+"""What no setting needs more than; YAML takes three hundred times its size in memory."""
 _EXPONENT = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+\s*")
 
 
@@ -33,11 +37,26 @@ def _bytes_from_text(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str) else value
 
 
+def _time_text(value: object) -> object:
+    parse_seconds(str(value))
+    return value
+
+
 IntervalText = Annotated[str, BeforeValidator(_interval_text)]
+TimeText = Annotated[str, BeforeValidator(_time_text)]
 ByteCount = Annotated[int, BeforeValidator(_bytes_from_text), Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Width = Annotated[int, Field(ge=1)]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without references (`*name`): a few lines of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (*name) are not taken here")
+        return super().compose_node(parent, index)
 
 
 class _Section(BaseModel):
@@ -174,11 +193,23 @@ class CheckpointConfig(_Section):
     """`200steps`, `5min`, or `auto`: as often as keeps saving under 1 % of the time."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that stay on disk."""
+    keep_best: bool = True
+    """Whether the one with the best validation accuracy stays too; a new best is saved out of turn where that keeps
+    saving under 1 % of the time."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Checkpoints of every so many steps stay for good; null keeps none."""
+    disk_patience: TimeText = "30min"
+    """How long a full or failing disk is waited for, before the run ends with exit code 8."""
 
     @property
     def interval(self) -> Interval:
         """The parsed value of `every`."""
         return parse_interval(self.every)
+
+    @property
+    def disk_patience_seconds(self) -> float:
+        """The parsed value of `disk_patience`."""
+        return parse_seconds(self.disk_patience)
 
 
 class MachineConfig(_Section):
@@ -194,6 +225,8 @@ class MachineConfig(_Section):
     """Images computed at once; null takes the fastest that fits under the cap."""
     threads: int | None = Field(None, ge=1)
     """Cores of the CPU to use; null takes all physical ones."""
+    max_restarts: int = Field(10, ge=0)
+    """Times in a row that a trainer which died is started again without having saved in between."""
 
 
 class RunConfig(_Section):
@@ -253,13 +286,17 @@ def load_preset(name: str) -> dict[str, Any]:
         hint = nearest(name, preset_names()) or f"the presets are {', '.join(preset_names())}"
         raise UsageError(f"there is no preset {name!r}.", hint)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = _read_yaml(path)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {error}", "compare it with a preset in configs/") from error
     if not isinstance(settings, dict):
         raise UsageError(f"{path} holds no mapping of settings.", "compare it with a preset in configs/")
     settings.setdefault("name", path.stem)
     return settings
+
+
+def _read_yaml(path: Path) -> Any:
+    return yaml.load(read_limited(path, LARGEST_CONFIG_BYTES), _PlainLoader)
 
 
 def override(settings: dict[str, Any], assignment: str) -> None:
@@ -334,7 +371,7 @@ def validate(settings: dict[str, Any]) -> RunConfig:
                 hint = hint or nearest(str(location[-1]), known) or f"known here: {', '.join(known)}"
             else:
                 shown = problem["input"] if not isinstance(problem["input"], dict) else "this section"
-                lines.append(f"{name or 'the settings'}: {problem['msg']} (got {shown!r})")
+                lines.append(f"{name or 'the settings'}: {problem['msg']} (got {reprlib.repr(shown)})")
         text = "\n".join(lines)
         raise UsageError(
             f"the configuration is not valid.\n{text}", hint or "see docs/reference/config.md"
@@ -348,8 +385,8 @@ def load_config(path: Path) -> RunConfig:
         UsageError: unreadable, not valid, or of a format version that this release doesn't know.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = _read_yaml(path)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path} can't be read: {error}", "is this a run folder?") from error
     if not isinstance(settings, dict):
         raise UsageError(f"{path} holds no settings.", "is this a run folder?")

@@ -6,7 +6,9 @@
     ├── StoppedError          4  stopped on request, with the last complete step saved
     ├── DataError             5  a dataset is missing, unreachable, broken or not the expected one
     ├── NoCheckpointError     6  a run has no checkpoint that verifies
-    └── RunLockedError        9  another process is writing this run
+    ├── DiskError             8  the disk is full or fails, and waiting did not help
+    ├── RunLockedError        9  another process is writing this run
+    └── RestartsExhaustedError 10  the trainer died again and again
 
 The command line prints the message, an empty line, and `hint: ...`.
 """
@@ -53,9 +55,15 @@ class DataError(LowmemSeqError):
 
 
 class NoCheckpointError(LowmemSeqError):
-    """A run that should have a checkpoint has none that verifies."""
+    """A run that should have a checkpoint has none that verifies; of `verify`: one does not."""
 
     exit_code = 6
+
+
+class DiskError(LowmemSeqError):
+    """The disk is full or fails, and waiting did not help; what was saved before stands."""
+
+    exit_code = 8
 
 
 class RunLockedError(LowmemSeqError):
@@ -64,9 +72,24 @@ class RunLockedError(LowmemSeqError):
     exit_code = 9
 
 
+class RestartsExhaustedError(LowmemSeqError):
+    """The trainer died more often in a row than `--max-restarts` allows, without saving in between."""
+
+    exit_code = 10
+
+
 ERRORS_BY_EXIT_CODE: dict[int, type[LowmemSeqError]] = {
     kind.exit_code: kind
-    for kind in (UsageError, CapTooSmallError, StoppedError, DataError, NoCheckpointError, RunLockedError)
+    for kind in (
+        UsageError,
+        CapTooSmallError,
+        StoppedError,
+        DataError,
+        NoCheckpointError,
+        DiskError,
+        RunLockedError,
+        RestartsExhaustedError,
+    )
 }
 
 

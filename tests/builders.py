@@ -6,14 +6,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
+
+from lowmem_seq.channel import Channel
 from lowmem_seq.config import RunConfig, load_preset, override, validate
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import Measurement, Plan
 from lowmem_seq.runs.folder import RunFolder, create_run
 
+if TYPE_CHECKING:  # torch
+    from lowmem_seq.training.loop import Training
+
 SECONDS_FOR_A_PROCESS = 60.0
+NEEDS_LINKS = pytest.mark.skipif(sys.platform == "win32", reason="links need rights of their own on Windows")
 
 
 def tiny_config(*assignments: str) -> RunConfig:
@@ -50,6 +58,20 @@ def make_run(path: Path, pack: Pack, config: RunConfig) -> RunFolder:
     write_json(run.data_file, data)
     write_json(run.plan_file, tiny_plan().to_json())
     return run
+
+
+def train_here(run: RunFolder) -> Training:
+    """Train a run to its end in this process; return the training as it stands then."""
+    from lowmem_seq.training.session import open_training, read_plan
+
+    training = open_training(run, read_plan(run), Channel(listen=False))
+    assert training.go()
+    return training
+
+
+def names(folder: Path) -> list[str]:
+    """The names in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def start_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -13,6 +13,7 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.runs.folder import RunFolder
 from tests.builders import make_run, tiny_config
 from tests.data.builders import write_pack
+from tests.sessions import Stories, telling, train_undisturbed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores spin (docs/log.md)
 settings.register_profile("lowmem", deadline=None, max_examples=40)  # no deadline: the machines are noisy
@@ -39,3 +40,19 @@ def tiny_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 def run(tmp_path: Path, tiny_pack: Pack) -> RunFolder:
     """A run of the preset `tiny` on the tiny pack, before its first step."""
     return make_run(tmp_path / "run", tiny_pack, tiny_config())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the preset `tiny`, trained in processes of its own, with which others are compared."""
+    return train_undisturbed(tmp_path_factory.mktemp("sessions"))
+
+
+@pytest.fixture(scope="module")
+def stories(
+    request: pytest.FixtureRequest, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stories]:
+    """The stories of a test file, being told two at a time."""
+    here = [item for item in request.session.items if item.path == request.path]
+    with telling(here, undisturbed, tmp_path_factory.mktemp("stories")) as stories:
+        yield stories

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from lowmem_seq.channel import Channel
-from lowmem_seq.errors import DataError
+from lowmem_seq.channel import STOP_SIGNALS, Channel
+from lowmem_seq.errors import DataError, StoppedError
 from tests.builders import end, read_line, start_python
 
 CHILD = """
@@ -15,8 +17,9 @@ import sys, time
 from lowmem_seq import channel as module
 from lowmem_seq.channel import Channel
 
-module.SECONDS_TO_SAVE = 0.2
-channel = Channel()
+saves = "saves nothing" not in sys.argv
+module.SECONDS_TO_SAVE = 0.2 if saves else 1000.0
+channel = Channel(saves=saves)
 print("a library's print")
 channel.say({"event": "ready", "name": "ä"})
 while not channel.stop_requested or "deaf" in sys.argv:
@@ -81,7 +84,36 @@ def test_the_end_of_the_line_counts_as_stop_and_prints_go_to_the_log(child: subp
 def test_a_child_that_goes_on_after_its_supervisor_is_ended_as_stopped() -> None:
     process = start_python(CHILD, "deaf")
     assert json.loads(read_line(process))["event"] == "ready"
-    assert end(process)[:2] == (4, "")
+    assert end(process)[:2] == (StoppedError.exit_code, "")
+
+
+def test_a_child_that_saves_nothing_ends_with_its_supervisor_at_once() -> None:
+    process = start_python(CHILD, "deaf", "saves nothing")
+    assert json.loads(read_line(process))["event"] == "ready"
+    assert end(process)[:2] == (StoppedError.exit_code, "")
+
+
+POSIX_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
+
+
+@POSIX_SIGNALS
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_reaches_the_child_is_a_wish_to_stop_also_when_it_comes_twice(
+    child: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    for _ in range(2):
+        child.send_signal(number)
+    assert json.loads(read_line(child)) == {"event": "stopped"}
+    assert child.wait(timeout=10) == 0
+
+
+@POSIX_SIGNALS
+def test_a_signal_ends_a_child_that_saves_nothing() -> None:
+    process = start_python(CHILD, "saves nothing")
+    assert json.loads(read_line(process))["event"] == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert end(process)[1] == ""
 
 
 def test_an_error_goes_over_the_line_whole() -> None:

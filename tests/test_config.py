@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_seq.config import (
+    LARGEST_CONFIG_BYTES,
     RunConfig,
     lay,
     load_config,
@@ -86,7 +87,13 @@ def test_any_setting_comes_back_from_yaml_bit_for_bit(
         ("sed=1", "sed", "did you mean 'seed'?"),
         ("model.drop_pth=0.1", "model.drop_pth", "did you mean 'drop_path'?"),
         ("machine.max_ram=6GB", "machine.max_ram", "did you mean 'max_ram_bytes'?"),
-        ("checkpoint.zzz=1", "checkpoint.zzz", "known here: every, keep"),
+        (
+            "checkpoint.zzz=1",
+            "checkpoint.zzz",
+            "known here: every, keep, keep_best, keep_every_steps, disk_patience",
+        ),
+        ("checkpoint.keepbest=true", "checkpoint.keepbest", "did you mean 'keep_best'?"),
+        ("machine.max_restart=3", "machine.max_restart", "did you mean 'max_restarts'?"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_of_its_section(assignment: str, named: str, hint: str) -> None:
@@ -123,6 +130,9 @@ def test_every_fault_is_named_at_once() -> None:
         "machine.precision=fp16",
         "machine.max_ram_bytes=0",
         "checkpoint.keep=0",
+        "checkpoint.keep_best=sometimes",
+        "checkpoint.keep_every_steps=0",
+        "machine.max_restarts=-1",
         "augmentation.mixup=1.5",
         "name=",
         "recipe=3",
@@ -163,6 +173,11 @@ def test_an_unknown_architecture_is_refused() -> None:
     [
         ("checkpoint.every=200", "'200' is neither steps nor a time."),
         ("checkpoint.every=null", "'None' is not an interval."),
+        ("checkpoint.disk_patience=30", "'30' has no unit of time."),
+        ("checkpoint.disk_patience=30GB", "'GB' is not a unit of time."),
+        ("checkpoint.disk_patience=for ever", "'for ever' is not a time."),
+        ("checkpoint.disk_patience=-1s", "'-1s' is not a time."),
+        ("checkpoint.disk_patience=null", "'None' is not a time."),
         ("machine.max_ram_bytes=6XB", "'XB' is not a unit of memory."),
         ("machine.max_ram_bytes='6'", "'6' has no unit of memory."),
     ],
@@ -175,6 +190,32 @@ def test_amounts_with_units_are_read() -> None:
     config = tiny_config("machine.max_ram_bytes=6GiB", "checkpoint.every=5min")
     assert config.machine.max_ram_bytes == 6 * 2**30
     assert config.checkpoint.interval == Interval("seconds", 300)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30min", 1800.0), ("0s", 0.0), ("1.5h", 5400.0)])
+def test_the_patience_with_a_disk_is_a_time(text: str, seconds: float) -> None:
+    assert tiny_config(f"checkpoint.disk_patience={text}").checkpoint.disk_patience_seconds == seconds
+
+
+def test_what_survives_crashes_is_on_without_being_asked_for() -> None:
+    config = tiny_config()
+    assert config.checkpoint.model_dump() == {
+        "every": "5min",
+        "keep": 2,
+        "keep_best": True,
+        "keep_every_steps": None,
+        "disk_patience": "30min",
+    }
+    assert config.machine.max_restarts == 10
+
+
+def test_settings_of_the_first_release_are_read_with_the_defaults_of_the_new_ones(tmp_path: Path) -> None:
+    settings = yaml.safe_load(tiny_config().to_yaml())
+    for key in ("keep_best", "keep_every_steps", "disk_patience"):
+        del settings["checkpoint"][key]
+    del settings["machine"]["max_restarts"]
+    write_text(tmp_path / "config.yaml", yaml.safe_dump(settings))
+    assert load_config(tmp_path / "config.yaml") == tiny_config()
 
 
 @pytest.mark.parametrize(
@@ -232,6 +273,10 @@ def test_override_refuses_what_is_no_assignment(assignment: str, told: str, hint
         "machine.precision=bf16",
         "checkpoint.every=7steps",
         "checkpoint.keep=5",
+        "checkpoint.keep_best=false",
+        "checkpoint.keep_every_steps=100",
+        "checkpoint.disk_patience=1h",
+        "machine.max_restarts=0",
         "data.source=elsewhere",
         "steps=9",
         "recipe.epochs=99",
@@ -328,3 +373,42 @@ def test_settings_are_frozen() -> None:
     config: RunConfig = tiny_config()
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
+
+
+def references(merged: bool) -> str:
+    """A few lines of YAML that stand for 10^12 values."""
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    for level in range(1, 12):
+        tenfold = ", ".join([f"*a{level - 1}"] * 10)
+        lines.append(f"a{level}: &a{level} " + (f"{{<<: [{tenfold}]}}" if merged else f"[{tenfold}]"))
+    return "\n".join(lines)
+
+
+HOSTILE = {
+    "references": (references(merged=False), "references (*name) are not taken here"),
+    "merged references": (references(merged=True), "references (*name) are not taken here"),
+    "a reference to itself": ("a: &a [*a]", "references (*name) are not taken here"),
+    "deep lists": ("[" * 20_000, "maximum recursion depth exceeded"),
+    "deep objects": ("a: " + "{b: " * 10_000, "maximum recursion depth exceeded"),
+    "far too much": ("#" * (LARGEST_CONFIG_BYTES + 1), "has over 64,000 bytes"),
+    "a Python object": ("a: !!python/object/apply:os.system [reboot]", "could not determine a constructor"),
+    "a number without end": ("seed: " + "9" * 20_000, "Exceeds the limit"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_of_settings_is_refused_before_it_grows(tmp_path: Path, kind: str) -> None:
+    content, told = HOSTILE[kind]
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    for load in (load_config, lambda path: load_preset(str(path))):
+        with pytest.raises(UsageError) as caught:
+            load(path)
+        assert told in caught.value.message
+        assert len(caught.value.message) < 1000
+
+
+def test_a_wrong_value_is_told_in_short() -> None:
+    message = refusal("recipe.epochs=" + "x" * 100_000, "data.classes=[" + "[a], " * 1000 + "]").message
+    assert "recipe.epochs" in message
+    assert all(len(line) < 300 for line in message.splitlines())

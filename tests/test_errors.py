@@ -16,6 +16,19 @@ def test_exit_codes_are_those_of_the_tree_in_the_docstring() -> None:
     assert {kind.__name__: str(kind.exit_code) for kind in kinds} == drawn
 
 
+def test_exit_codes_are_those_that_scripts_rely_on() -> None:
+    assert {kind.exit_code: kind.__name__ for kind in KINDS} == {
+        2: "UsageError",
+        3: "CapTooSmallError",
+        4: "StoppedError",
+        5: "DataError",
+        6: "NoCheckpointError",
+        8: "DiskError",
+        9: "RunLockedError",
+        10: "RestartsExhaustedError",
+    }
+
+
 def test_exit_codes_are_unique_and_found_again() -> None:
     assert {kind.exit_code: kind for kind in KINDS} == ERRORS_BY_EXIT_CODE
     assert len(ERRORS_BY_EXIT_CODE) == len(KINDS)

@@ -3,11 +3,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,25 +15,33 @@ from hypothesis import strategies as st
 
 from lowmem_seq import files
 from lowmem_seq.files import (
+    LARGEST_JSON_BYTES,
+    REMOVED_MARK,
+    TEMPORARY_MARK,
+    append_line,
     building_folder,
     is_temporary,
+    make_folder,
+    name_wanted,
     placing,
     read_json,
+    read_limited,
+    remove_folder,
+    remove_leftover,
+    rename,
     sha256_of,
+    sync_written,
     temporary_beside,
     write_json,
     write_text,
     writing,
 )
-from tests.builders import end, read_line, start_python
+from tests.builders import NEEDS_LINKS, end, names, read_line, start_python
+from tests.disks import RefusingDisk
 
 
 class DiskFullError(OSError):
     """What a full disk would say."""
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_write_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -67,8 +75,8 @@ def test_the_file_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
     with placing(path) as temporary:
         temporary.write_bytes(b"all of it")
         assert not path.exists()
-        assert is_temporary(temporary)
-        assert temporary.parent == tmp_path
+        assert is_temporary(temporary.parent)
+        assert temporary.parent.parent == tmp_path
     assert path.read_bytes() == b"all of it"
     assert names(tmp_path) == ["weights"]
 
@@ -81,31 +89,267 @@ def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path: Path) -> None
     assert path.read_bytes() == b"old"
 
 
-def test_bytes_are_synced_before_the_rename_and_the_name_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    happened: list[str] = []
-    replace, sync_file, sync_folder = Path.replace, files.sync_file, files.sync_folder
+def place(path: Path, content: str) -> None:
+    with placing(path) as temporary:
+        temporary.write_text(content)
 
-    def recorded_replace(self: Path, target: Path) -> Path:
-        happened.append(f"rename to {target.name}")
-        return replace(self, target)
 
-    def recorded_sync_file(file: IO[Any]) -> None:
-        happened.append("sync file")
-        sync_file(file)
+def build(path: Path, content: str, replacing: bool = False) -> None:
+    with building_folder(path, replacing) as building:
+        (building / "inside").write_text(content)
 
-    def recorded_sync_folder(folder: Path) -> None:
-        happened.append(f"sync {folder.name}")
-        sync_folder(folder)
 
-    monkeypatch.setattr(Path, "replace", recorded_replace)
-    monkeypatch.setattr(files, "sync_file", recorded_sync_file)
-    monkeypatch.setattr(files, "sync_folder", recorded_sync_folder)
+def rebuild(path: Path, content: str) -> None:
+    build(path, content, replacing=True)
+
+
+def asked_for(act: Callable[..., object], *arguments: object) -> list[str]:
+    """What the disk is asked for by `act(*arguments)`, in order."""
+    disk = RefusingDisk()
+    with files.using(disk):
+        act(*arguments)
+    return disk.asked
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    write_text(folder / "plan.json", "{}")
-    assert happened == ["sync file", "rename to plan.json", "sync run"]
+    return folder
+
+
+def test_bytes_are_synced_before_the_rename_and_the_name_after_it(folder: Path) -> None:
+    order = ["sync file plan.json~", "rename plan.json~ to plan.json", "sync folder run"]
+    for text in ("{}", "[]"):
+        assert asked_for(write_text, folder / "plan.json", text) == order
+
+
+def test_what_a_library_wrote_is_synced_before_it_gets_its_name(folder: Path) -> None:
+    for content in ("old", "new"):
+        assert asked_for(place, folder / "weights", content) == [
+            "make folder weights~",
+            "sync file weights~/weights",
+            "rename weights~/weights to weights",
+            "remove tree weights~",
+            "sync folder run",
+        ]
+
+
+NEW_FOLDER = ["make folder pack~", "sync folder pack~", "rename pack~ to pack", "sync folder run"]
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_new_folder_s_names_are_synced_before_it_gets_its_own(folder: Path, replacing: bool) -> None:
+    assert asked_for(build, folder / "pack", "new", replacing) == NEW_FOLDER
+
+
+def test_a_folder_that_came_second_is_removed_under_its_temporary_name(folder: Path) -> None:
+    build(folder / "pack", "old")
+    assert asked_for(build, folder / "pack", "new") == [
+        *NEW_FOLDER[:3],
+        "remove tree pack~",
+        "sync folder run",
+    ]
+
+
+def test_a_folder_is_replaced_when_the_new_one_is_whole_and_removed_when_the_names_are_safe(folder: Path) -> None:
+    build(folder / "pack", "old")
+    assert asked_for(rebuild, folder / "pack", "new") == [
+        "make folder pack~",
+        "sync folder pack~",
+        "rename pack to pack~",
+        "rename pack~ to pack",
+        "sync folder run",
+        "remove tree pack~",
+    ]
+    assert names(folder) == ["pack"]
+    assert (folder / "pack" / "inside").read_text() == "new"
+
+
+def test_a_folder_is_removed_under_a_temporary_name(folder: Path) -> None:
+    build(folder / "pack", "old")
+    assert asked_for(remove_folder, folder / "pack") == [
+        "rename pack to pack!",
+        "sync folder run",
+        "remove tree pack!",
+    ]
+    for mark, sign in ((TEMPORARY_MARK, "~"), (REMOVED_MARK, "!")):
+        leftover = temporary_beside(folder / "pack", mark)
+        leftover.mkdir()
+        assert asked_for(remove_folder, leftover) == [f"remove tree pack{sign}"]
+    assert names(folder) == []
+
+
+def test_folders_are_made_from_the_top_each_with_its_name_synced(folder: Path) -> None:
+    order = ["make folder a", "sync folder run", "make folder b", "sync folder a"]
+    assert asked_for(make_folder, folder / "a" / "b") == order
+    assert asked_for(make_folder, folder / "a" / "b") == []
+    assert (folder / "a" / "b").is_dir()
+
+
+def test_a_folder_that_another_process_makes_at_the_same_moment_is_as_good(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def late(path: Path) -> None:
+        mkdir(path)
+        mkdir(path)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    assert asked_for(make_folder, folder / "a") == ["make folder a", "sync folder run"]
+
+
+def test_a_renamed_file_s_new_name_is_synced(folder: Path) -> None:
+    (folder / "a").write_text("content")
+    assert asked_for(rename, folder / "a", folder / "b") == ["rename a to b", "sync folder run"]
+    assert (folder / "b").read_text() == "content"
+
+
+def test_what_somebody_else_wrote_is_synced_and_stays_as_it_is(folder: Path) -> None:
+    (folder / "a").write_bytes(b"content")
+    assert asked_for(sync_written, folder / "a") == ["sync file a"]
+    assert (folder / "a").read_bytes() == b"content"
+
+
+def test_a_line_is_one_append_and_begins_afresh_after_a_torn_one(folder: Path) -> None:
+    path = folder / "log"
+    assert asked_for(append_line, path, b"one") == ["append b'one\\n' to log"]
+    assert asked_for(append_line, path, b"two") == ["append b'two\\n' to log"]
+    with path.open("ab") as file:
+        file.write(b"tor")
+    assert asked_for(append_line, path, b"three") == ["append b'\\nthree\\n' to log"]
+    assert path.read_bytes() == b"one\ntwo\ntor\nthree\n"
+
+
+def test_the_disk_before_is_used_again_after_a_block_also_after_an_error(folder: Path) -> None:
+    outer, inner = RefusingDisk(), RefusingDisk()
+    with files.using(outer):
+        with pytest.raises(ZeroDivisionError), files.using(inner):
+            raise ZeroDivisionError
+        write_text(folder / "a", "a")
+    write_text(folder / "b", "b")
+    assert (len(outer.asked), len(inner.asked)) == (3, 0)
+
+
+WRITERS: dict[str, Callable[[Path, str], None]] = {
+    "write_text": write_text,
+    "placing": place,
+    "building_folder": build,
+    "building_folder, replacing": rebuild,
+}
+
+
+def found(path: Path) -> str | None:
+    """The content of a file, or of the files in a folder; None where there is nothing."""
+    if path.is_dir():
+        return "".join(inside.read_text() for inside in path.iterdir())
+    return path.read_text() if path.exists() else None
+
+
+@pytest.mark.parametrize("to_the_end", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_wherever_the_disk_refuses_the_old_or_the_new_is_there_and_the_rest_has_temporary_names(
+    tmp_path: Path, kind: str, old: str | None, to_the_end: bool
+) -> None:
+    write = WRITERS[kind]
+
+    def attempt(refuse_at: int | None) -> tuple[Path, int, bool]:
+        """The folder after a write that was refused there, the requests, and whether it succeeded all the same."""
+        folder = tmp_path / f"refused at {refuse_at}"
+        folder.mkdir()
+        if old is not None:
+            write(folder / "x", old)
+        disk = RefusingDisk(refuse_at, to_the_end)
+        try:
+            with files.using(disk):
+                write(folder / "x", "new")
+        except OSError:
+            return folder, len(disk.asked), False
+        return folder, len(disk.asked), True
+
+    undisturbed, requests, _ = attempt(None)
+    assert names(undisturbed) == ["x"]
+    for number in range(requests):
+        folder, _, done = attempt(number)
+        assert {path.name for path in folder.iterdir() if not is_temporary(path)} <= {"x"}
+        if done:
+            assert found(folder / "x") == found(undisturbed / "x")
+        elif not to_the_end:
+            assert found(folder / "x") in {old, "new"}
+        else:  # nobody could give the old one its name back; it is there all the same
+            assert found(folder / "x") in {old, "new", None}
+            assert old is None or {found(path) for path in folder.iterdir()} & {old, "new"}
+
+
+@pytest.mark.parametrize("refuse_at", [0, 1])
+def test_a_write_that_is_refused_leaves_nothing_behind(folder: Path, refuse_at: int) -> None:
+    write_text(folder / "plan.json", "old")
+    disk = RefusingDisk(refuse_at)
+    with pytest.raises(OSError, match="error"), files.using(disk):
+        write_text(folder / "plan.json", "new")
+    assert disk.asked[-1] == "remove file plan.json~"
+    assert names(folder) == ["plan.json"]
+    assert (folder / "plan.json").read_text() == "old"
+
+
+def test_where_the_new_folder_can_not_take_the_name_the_old_one_gets_it_back(folder: Path) -> None:
+    rebuild(folder / "pack", "old")
+    disk = RefusingDisk(refuse_at=3)
+    with pytest.raises(OSError, match="error"), files.using(disk):
+        rebuild(folder / "pack", "new")
+    assert disk.asked[2:] == [
+        "rename pack to pack~",
+        "rename pack~ to pack",
+        "rename pack~ to pack",
+        "remove tree pack~",
+    ]
+    assert names(folder) == ["pack"]
+    assert found(folder / "pack") == "old"
+
+
+def test_a_removal_that_is_refused_leaves_the_folder_or_a_temporary_name(folder: Path) -> None:
+    for refuse_at, left in ((0, False), (1, True), (2, True)):
+        build(folder / "pack", "old")
+        with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at)):
+            remove_folder(folder / "pack")
+        assert [is_temporary(path) for path in folder.iterdir()] == [left]
+        remove_folder(next(folder.iterdir()))
+
+
+@pytest.mark.parametrize("refuse_at", range(4))
+def test_folders_that_are_refused_may_be_made_again(folder: Path, refuse_at: int) -> None:
+    with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at)):
+        make_folder(folder / "a" / "b")
+    assert (folder / "a").exists() == (refuse_at > 0)
+    make_folder(folder / "a" / "b")
+    assert (folder / "a" / "b").is_dir()
+
+
+def test_a_line_that_is_refused_leaves_the_file_as_it_was(folder: Path) -> None:
+    append_line(folder / "log", b"one")
+    with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at=0)):
+        append_line(folder / "log", b"two")
+    assert (folder / "log").read_bytes() == b"one\n"
+
+
+@NEEDS_LINKS
+def test_a_leftover_of_any_kind_is_removed_and_a_refusal_passed_over(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    leftovers = [temporary_beside(folder / name) for name in ("file", "folder", "link", "gone")]
+    leftovers[0].write_text("half")
+    leftovers[1].mkdir()
+    (leftovers[1] / "inside").write_text("half")
+    leftovers[2].symlink_to(tmp_path)
+    for leftover in leftovers:
+        with files.using(RefusingDisk(refuse_at=0)):
+            remove_leftover(leftover)
+    assert len(names(folder)) == 3
+    for leftover in leftovers:
+        remove_leftover(leftover)
+    assert names(folder) == []
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 KILLED_WHILE_WRITING = """
@@ -178,6 +422,13 @@ def test_temporary_names_differ_and_are_recognised(tmp_path: Path) -> None:
     assert len(drawn) == 50
     assert all(is_temporary(path) for path in drawn)
     assert not is_temporary(tmp_path / "step-00000200")
+    assert {name_wanted(path) for path in drawn} == {"a"}
+
+
+def test_what_is_removed_has_a_temporary_name_and_wants_none(tmp_path: Path) -> None:
+    removed = temporary_beside(tmp_path / "step-00000200", REMOVED_MARK)
+    assert is_temporary(removed)
+    assert name_wanted(removed) == removed.name != "step-00000200"
 
 
 JSON = st.recursive(
@@ -210,6 +461,8 @@ def test_json_that_others_could_not_read_is_refused(tmp_path: Path) -> None:
         (lambda path: None, FileNotFoundError),
         (lambda path: path.write_bytes(b"{"), json.JSONDecodeError),
         (lambda path: path.write_bytes(b"\xff"), UnicodeDecodeError),
+        (lambda path: path.write_bytes(b"[" * 100_000), ValueError),
+        (lambda path: path.mkdir(), IsADirectoryError if os.name == "posix" else PermissionError),
     ],
 )
 def test_what_is_no_json_raises(tmp_path: Path, prepare: Callable[[Path], object], error: type[Exception]) -> None:
@@ -223,3 +476,18 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
     content = b"ab" * size
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_no_more_is_read_than_anything_of_its_kind_holds(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1234")
+    assert read_limited(path, 4) == b"1234"
+    with pytest.raises(ValueError, match="file has over 3 bytes"):
+        read_limited(path, 3)
+    assert read_json(path, 4) == 1234
+    with pytest.raises(ValueError, match="file has over 3 bytes"):
+        read_json(path, 3)
+    with path.open("wb") as file:
+        file.truncate(LARGEST_JSON_BYTES + 1)
+    with pytest.raises(ValueError, match=f"file has over {LARGEST_JSON_BYTES:,} bytes"):
+        read_json(path)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from lowmem_seq.checkpoint.header import read_shapes
 from lowmem_seq.errors import NoCheckpointError
+
+_SYSTEM_ERROR = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)")
+_WINDOWS_DISK_FULL = frozenset({39, 112})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -20,40 +26,66 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         path: the file; it is neither synced nor renamed here.
         tensors: any shapes; no two may share memory.
         metadata: text that the header carries.
-    """
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {}))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, on the CPU.
 
     Raises:
-        NoCheckpointError: the file is no whole safetensors file.
+        OSError: what the disk said.
     """
+    path.touch()
+    mode = path.stat().st_mode  # the library's file can be read by its owner only
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise NoCheckpointError(f"{path} can't be read: {error}", "is it a copy that broke off?") from error
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {})
+        )
+    except SafetensorError as error:
+        raise _as_system_error(error, path) from error
+    path.chmod(mode)
 
 
-def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> None:
-    """Copy values by name into tensors that exist already.
+def _as_system_error(error: SafetensorError, path: Path) -> OSError | SafetensorError:
+    """Return the system's error that the library wraps in words of its own, or the error itself."""
+    found = _SYSTEM_ERROR.search(str(error))
+    if found is None:
+        return error
+    code = int(found[1] or found[2])
+    return OSError(errno.ENOSPC if code in _WINDOWS_DISK_FULL else code, str(error), str(path))
+
+
+def read_tensors_into(target: Mapping[str, Tensor], path: Path, what: str) -> None:
+    """Copy a file's values by name into tensors that exist already, one after the other.
+
+    The header is compared first: nothing is read from a file whose names, shapes or types differ.
 
     Raises:
-        NoCheckpointError: the names or the shapes differ.
+        NoCheckpointError: the file can't be read, or its tensors are not those of `target`.
     """
-    if target.keys() != source.keys():
-        differing = sorted(target.keys() ^ source.keys())
+    found = read_shapes(path)
+    if target.keys() != found.keys():
+        differing = sorted(target.keys() ^ found.keys())
         raise NoCheckpointError(
             f"the checkpoint's {what} has other tensors than this model: {', '.join(differing[:4])}",
             "was config.yaml changed since?",
         )
     for name, tensor in target.items():
-        if tensor.shape != source[name].shape:
+        expected = (_TYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        if found[name] != expected:
             raise NoCheckpointError(
-                f"the checkpoint's {name} is {tuple(source[name].shape)}, this model's {tuple(tensor.shape)}",
+                f"the checkpoint's {name} is {found[name][0]} {found[name][1]}, this model's {expected[0]} "
+                f"{expected[1]}",
                 "was config.yaml changed since?",
             )
-    with torch.no_grad():
+    with torch.no_grad(), safe_open(path, "pt") as file:
         for name, tensor in target.items():
-            tensor.copy_(source[name])
+            tensor.copy_(file.get_tensor(name))
+
+
+_TYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""How safetensors writes the types."""

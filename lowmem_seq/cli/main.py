@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import IO, cast
 
 import typer
 from rich.console import Console
@@ -12,8 +13,12 @@ from rich.text import Text
 from lowmem_seq import __version__
 from lowmem_seq.cli.data import data_app
 from lowmem_seq.cli.report import report
+from lowmem_seq.cli.status import status
+from lowmem_seq.cli.terminal import LastingStream, harmless
 from lowmem_seq.cli.train import resume, train
-from lowmem_seq.errors import LowmemSeqError, StoppedError, UsageError
+from lowmem_seq.cli.verify import verify
+from lowmem_seq.disk import is_trouble
+from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError, UsageError
 
 DEBUG = "LOWMEM_SEQ_DEBUG"
 INTERRUPTED = 130
@@ -54,6 +59,8 @@ def _options(
 
 app.command()(train)
 app.command()(resume)
+app.command()(status)
+app.command()(verify)
 app.command()(report)
 app.add_typer(data_app, name="data")
 
@@ -86,6 +93,8 @@ def _as_told(error: Exception) -> LowmemSeqError:
     if format_message is not None:
         command = "lowmem-seq" if context is None else context.command_path
         return UsageError(format_message(), f"{command} --help")
+    if isinstance(error, OSError) and is_trouble(error):
+        return DiskError(f"the disk refused: {error}.", "make room on the disk; what was saved before stands")
     return LowmemSeqError(
         f"{type(error).__name__}: {error}",
         "this is a defect of lowmem-seq; lowmem-seq --debug COMMAND ... shows where it is",
@@ -93,8 +102,9 @@ def _as_told(error: Exception) -> LowmemSeqError:
 
 
 def _tell(error: LowmemSeqError) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = cast(IO[str], LastingStream(sys.stderr))  # the terminal may be closed: the exit code still counts
+    console = Console(file=errors, soft_wrap=True, highlight=False)
     asked_for = isinstance(error, StoppedError)
-    console.print(Text.assemble("" if asked_for else ("error: ", "bold red"), error.message))
+    console.print(Text.assemble("" if asked_for else ("error: ", "bold red"), harmless(error.message)))
     if error.hint:
-        console.print(Text.assemble("\n", ("hint: ", "bold cyan"), error.hint))
+        console.print(Text.assemble("\n", ("hint: ", "bold cyan"), harmless(error.hint)))

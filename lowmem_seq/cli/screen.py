@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.terminal import harmless
 from lowmem_seq.config import RunConfig
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.runs.folder import RunFolder
@@ -124,8 +125,28 @@ class SessionScreen:
     def _on_checkpoint(self, message: Message) -> None:
         self._saved_at, self._saved_step = time.monotonic(), int(message["step"])
 
-    def _on_checkpoint_broken(self, message: Message) -> None:
-        self._console.print(Text(f"warning: {message['message']}", style="bold yellow"))
+    def _on_checkpoint_passed_over(self, message: Message) -> None:
+        self._warn(message["message"])
+
+    def _on_trainer_restarted(self, message: Message) -> None:
+        self._warn(
+            f"the trainer {message['cause']}; another one starts in {format_seconds(message['wait_seconds'])} "
+            f"from the newest checkpoint ({message['deaths_in_a_row']} of {message['max_restarts']} restarts in a "
+            "row without a save)"
+        )
+        self._activity = "starting again"
+
+    def _on_paused(self, message: Message) -> None:
+        self._activity = f"paused, {message['what']} can't be written: {message['cause']}"
+        self._warn(
+            f"paused: {message['what']} can't be written: {message['cause']} "
+            f"({format_bytes(message['free_bytes'])} are free on {self._run.path}); what was saved before stands; "
+            f"next try in {format_seconds(message['next_try_seconds'])}, or as soon as there is more room"
+        )
+
+    def _on_unpaused(self, message: Message) -> None:
+        self._activity = "training"
+        self._line(f"{message['what']} is written after {format_seconds(message['seconds'])}; going on")
 
     def _on_micro_batch_changed(self, message: Message) -> None:
         self._line(f"micro-batch {message['micro_batch_before']} -> {message['micro_batch']}: {message['cause']}")
@@ -207,9 +228,12 @@ class SessionScreen:
             self._drawn_at = now
             self._live.update(self._draw(), refresh=True)
 
+    def _warn(self, text: str) -> None:
+        self._console.print(Text(harmless(f"warning: {text}"), style="bold yellow"))
+
     def _line(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(Text(text))
+            self._console.print(Text(harmless(text)))
 
 
 def describe_plan(plan: Plan, effective_batch: int) -> str:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cli.screen import SessionScreen, describe_plan, describe_result
+from lowmem_seq.cli.terminal import LastingStream
 from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import StoppedError, UsageError
 from lowmem_seq.report.summary import summarise
+from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
-from lowmem_seq.supervisor import session
+from lowmem_seq.supervisor import session, trainer
+from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.units import format_bytes, format_seconds
 
 
@@ -37,6 +42,7 @@ def train(
     precision: str | None = typer.Option(None, help="auto, fp32 or bf16."),
     effective_batch: int | None = typer.Option(None, help="Images in an optimizer step."),
     micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
+    max_restarts: int | None = typer.Option(None, help="Deaths of the trainer in a row before giving up."),
     set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting of the config."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the result."),
     dry_run: bool = typer.Option(False, help="Measure and show the plan, train nothing."),
@@ -54,6 +60,7 @@ def train(
         "checkpoint.every": checkpoint_every,
         "machine.device": device,
         "machine.precision": precision,
+        "machine.max_restarts": max_restarts,
         "recipe.effective_batch": effective_batch,
     }
     for assignment in set_:
@@ -62,7 +69,7 @@ def train(
     _lay_micro_batch(settings, micro_batch)
     config = validate(settings)
     _refuse_a_world()
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     if dry_run:
         _show_plan_only(config, console, quiet)
         return
@@ -78,6 +85,7 @@ def resume(
     steps: int | None = typer.Option(None, help="Another number of optimizer steps."),
     device: str | None = typer.Option(None, help="auto, cpu, mps or cuda."),
     micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
+    max_restarts: int | None = typer.Option(None, help="Deaths of the trainer in a row before giving up."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the result."),
 ) -> None:
     """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
@@ -92,14 +100,16 @@ def resume(
         "recipe.epochs": epochs,
         "steps": steps,
         "machine.device": device,
+        "machine.max_restarts": max_restarts,
     }
     _lay_over(settings, flags)
     if epochs is not None:
         settings["steps"] = None
     _lay_micro_batch(settings, micro_batch)
     config = validate(settings)
-    replan = config.machine != run.config.machine or micro_batch is not None
-    console = Console(highlight=False, soft_wrap=True)
+    planned = config.machine.model_copy(update={"max_restarts": run.config.machine.max_restarts})
+    replan = planned != run.config.machine or micro_batch is not None
+    console = _console()
     summary = summarise(run)
     with run.locked():
         if config != run.config:
@@ -114,21 +124,32 @@ def resume(
     _run_session(run, config, console, quiet, plan_anew=replan)
 
 
+def _console() -> Console:
+    stream = cast(IO[str], LastingStream(sys.stdout))
+    return Console(file=stream, highlight=False, soft_wrap=True)
+
+
 def _run_session(run: RunFolder, config: RunConfig, console: Console, quiet: bool, plan_anew: bool) -> None:
     path = shlex.quote(str(run.path))
-    with run.locked():
+    with StopSignals() as stops, run.locked():
+        with run.writing(SECONDS_TO_SAVE):  # a trainer whose supervisor was killed may still be saving
+            run.remove_leftovers()
+        _tell_of_another_environment(run, console)
         with SessionScreen(console, run, config, quiet) as screen:
-            session.prepare_data(run, config, screen)
-            plan = session.read_or_make_plan(run, config, screen, anew=plan_anew)
-            screen.show_plan(plan)
-            code = session.train(run, plan, screen)
+            try:
+                plan = session.prepare(run, config, screen, stops, plan_anew)
+                screen.show_plan(plan)
+                code = trainer.train(run, plan, screen, stops, config.machine.max_restarts)
+            except KeyboardInterrupt:
+                code = trainer.STOPPED
         summary = summarise(run)
-    if code == session.STOPPED:
-        done = f"after step {summary['step']:,}, which is saved" if summary["step"] else "before the first step"
+    if code == trainer.STOPPED:
+        saved = summary["saved_step"]
+        done = f"after step {saved:,}, which is saved" if saved else "before anything was to be saved"
         raise StoppedError(f"stopped on request {done}.", run.resume_command)
-    if code == session.LEFT_AT_ONCE:
+    if code == trainer.LEFT_AT_ONCE:
         console.print(Text(f"left at once; the last checkpoint stands.\n\nhint: {run.resume_command}"))
-        raise typer.Exit(session.LEFT_AT_ONCE)
+        raise typer.Exit(trainer.LEFT_AT_ONCE)
     console.print(Text(describe_result(summary), style="bold green"))
     if not quiet:
         time_used, peak = format_seconds(summary["wall_seconds"]), format_bytes(summary["peak_tree_bytes"])
@@ -137,12 +158,23 @@ def _run_session(run: RunFolder, config: RunConfig, console: Console, quiet: boo
         console.print(Text(f"next: lowmem-seq report {path}"))
 
 
+def _tell_of_another_environment(run: RunFolder, console: Console) -> None:
+    """Say, and record, that a run goes on with other versions or on another machine than it was started with."""
+    changes = environment_changes(run.read_json(run.environment_file) or {}, describe_environment())
+    if changes:
+        run.events.append("environment_changed", changes=changes)
+        told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
+        console.print(
+            Text(f"note: not as at the start, so the last bits may differ: {told}", style="yellow"), soft_wrap=True
+        )
+
+
 def _show_plan_only(config: RunConfig, console: Console, quiet: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="lowmem-seq-plan-") as folder:
         run = create_run(Path(folder) / "run", config)
-        with SessionScreen(console, run, config, quiet) as screen:
-            session.prepare_data(run, config, screen)
-            plan = session.make_plan(run, config, screen)
+        with StopSignals() as stops, SessionScreen(console, run, config, quiet) as screen:
+            session.prepare_data(run, config, screen, stops)
+            plan = session.make_plan(run, config, screen, stops)
     console.print(Text(describe_plan(plan, config.recipe.effective_batch)))
     for point in plan.measurements:
         console.print(

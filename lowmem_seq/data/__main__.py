@@ -33,7 +33,7 @@ class PackingProgress:
 
 def main() -> int:
     """Prepare the pack that the command line names, and return the exit code."""
-    channel = Channel()
+    channel = Channel(saves=False)
     try:
         from lowmem_seq.data.prepare import prepare
 

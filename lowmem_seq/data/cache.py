@@ -8,13 +8,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 import platformdirs
 
-from lowmem_seq.files import is_temporary, read_json, temporary_beside, write_json
+from lowmem_seq.files import (
+    is_temporary,
+    make_folder,
+    read_json,
+    remove_leftover,
+    rename,
+    temporary_beside,
+    write_json,
+)
 
 LEFTOVER_AGE_SECONDS = 24 * 3600.0
 
@@ -38,7 +45,7 @@ def downloads_folder() -> Path:
 def remember(key: str, pack: Path) -> None:
     """Note that the source with this quick key is packed in the folder `pack`."""
     path = cache_folder() / "remembered" / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, {"format_version": 1, "pack": pack.name})
 
 
@@ -64,7 +71,7 @@ def remove_leftovers() -> None:
                 continue
             try:
                 if time.time() - _newest_change(path) > LEFTOVER_AGE_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove_leftover(path)
             except OSError:
                 continue  # its writer has just renamed or removed it
 
@@ -72,5 +79,5 @@ def remove_leftovers() -> None:
 def discard(folder: Path) -> None:
     """Remove a damaged folder so that its name is free at once, even while another process reads in it."""
     aside = temporary_beside(folder)
-    folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    rename(folder, aside)
+    remove_leftover(aside)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_seq.errors import LowmemSeqError, UsageError
+from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
 
 Summary = dict[str, Any]
@@ -18,6 +19,7 @@ UNKNOWN: Summary = {
     "classes": None,
     "parameters": None,
     "step": None,
+    "saved_step": None,
     "total_steps": None,
     "epoch": None,
     "images_seen": None,
@@ -38,13 +40,15 @@ UNKNOWN: Summary = {
     "accumulation": None,
     "weights_sha256": None,
     "sessions": 0,
-    "restarts": None,
+    "restarts": 0,
     "peers": None,
 }
 
 
 OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256")
 """What the end of a run tells; a session that goes on with it takes it back."""
+AFTER_A_PAUSE = ("unpaused", "session_ended", "planned", "session_started")
+"""Events that end a pause, or come after whoever paused was gone."""
 
 
 def summarise(run: RunFolder) -> Summary:
@@ -57,11 +61,18 @@ def summarise(run: RunFolder) -> Summary:
     summary.update(name=config.name, data=config.data.source)
     rates: list[float] = []
     batch: int | None = None
+    started: Event = {}
+    paused = False
     for event in run.events:
         kind = event["event"]
-        if kind == "session_started":
+        paused = kind == "paused" or (paused and kind not in AFTER_A_PAUSE)
+        if kind == "planned":
+            summary["cap_bytes"] = event.get("cap_bytes")
+        elif kind == "session_started":
+            started = event
             summary.update({key: event.get(key) for key in ("parameters", "classes", "device", "precision")})
-            summary.update({key: event.get(key) for key in ("step", "total_steps", "micro_batch")})
+            summary.update({key: event.get(key) for key in ("total_steps", "micro_batch")})
+            summary.update(_standing_at(event.get("step"), started))
             batch = event.get("effective_batch")
             summary["sessions"] += 1
             summary["state"] = "crashed"  # until it says how it ended
@@ -70,20 +81,48 @@ def summarise(run: RunFolder) -> Summary:
             summary.update({key: event[key] for key in UNKNOWN if key in event and key != "images_per_second"})
             if "images_per_second" in event:
                 rates.append(float(event["images_per_second"]))
+        elif kind == "checkpoint":
+            summary["saved_step"] = event.get("step")
+            summary.update(_standing_at(event.get("step"), started))
+        elif kind == "trainer_restarted":
+            summary["restarts"] += 1
         elif kind == "memory":
             summary["tree_bytes"], summary["cap_bytes"] = event.get("tree_bytes"), event.get("cap_bytes")
             summary["peak_tree_bytes"] = max(summary["peak_tree_bytes"] or 0, int(event["peak_tree_bytes"]))
         elif kind == "micro_batch_changed":
             summary["micro_batch"] = event.get("micro_batch")
         elif kind == "session_ended":
-            summary.update({key: event[key] for key in ("state", "wall_seconds", "step") if key in event})
+            summary.update({key: event[key] for key in ("state", "wall_seconds") if key in event})
+            summary.update(_standing_at(event.get("step"), started))
     if batch and summary["micro_batch"]:
         summary["accumulation"] = -(-int(batch) // int(summary["micro_batch"]))
     if rates:
-        summary["images_per_second"] = sorted(rates)[len(rates) // 2]
+        summary["images_per_second"] = middle(rates)
     if run.is_locked():
-        summary["state"] = "running"
+        summary["state"] = "paused" if paused else "running"
     return summary
+
+
+def _standing_at(step: int | None, started: Event) -> Summary:
+    """Return what follows from the number of steps done, as far as a session's start tells it."""
+    if step is None:
+        return {}
+    standing: Summary = {"step": step}
+    if started.get("effective_batch"):
+        standing["images_seen"] = step * started["effective_batch"]
+        if started.get("train_images"):
+            standing["epoch"] = step * started["effective_batch"] / started["train_images"]
+    return standing
+
+
+def middle(values: list[float]) -> float:
+    """Return the median; of an even number the higher of the two in the middle."""
+    return sorted(values)[len(values) // 2]
+
+
+def printable(text: str) -> str:
+    """Return text from a run folder without what a terminal would take for commands."""
+    return "".join(mark if mark.isprintable() else " " for mark in text)
 
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:

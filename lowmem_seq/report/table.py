@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.report.summary import Summary
+from lowmem_seq.report.summary import Summary, printable
 from lowmem_seq.units import format_bytes, format_seconds
 
 COLUMNS = (
@@ -46,7 +46,7 @@ def rows(summaries: list[Summary]) -> list[list[str]]:
         ]
         for one in summaries
     ]
-    return [["".join(mark if mark.isprintable() else " " for mark in cell) for cell in row] for row in table]
+    return [[printable(cell) for cell in row] for row in table]
 
 
 def _data(summary: Summary) -> str:

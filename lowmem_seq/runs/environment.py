@@ -32,6 +32,24 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+DECISIVE = ("python", "packages", "system", "release", "machine", "processor")
+"""What may change the last bits of a result."""
+
+
+def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return what differs between two descriptions: [before, now] by name, packages one by one."""
+
+    def flat(described: dict[str, Any]) -> dict[str, Any]:
+        packages = described.get("packages")
+        rest = {key: described.get(key) for key in DECISIVE if key != "packages"}
+        return {**rest, **(packages if isinstance(packages, dict) else {})}
+
+    old, new = flat(before), flat(now)
+    return {
+        key: [old.get(key), new.get(key)] for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
+
+
 def describe_environment() -> dict[str, Any]:
     """Return what environment.json holds; a value that is not known is null."""
     return {

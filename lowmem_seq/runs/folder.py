@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import shlex
 import sys
 import time
@@ -14,9 +16,13 @@ from filelock import FileLock, Timeout
 
 from lowmem_seq.config import RunConfig, load_config
 from lowmem_seq.errors import RunLockedError, UsageError
-from lowmem_seq.files import read_json, write_json, write_text
+from lowmem_seq.files import is_temporary, make_folder, read_json, remove_leftover, write_json, write_text
 from lowmem_seq.runs.environment import describe_environment
 from lowmem_seq.runs.events import EventLog
+
+SECONDS_FOR_A_READER = 1.0
+SECONDS_FOR_AN_INSTANT = 0.05
+"""What a reader waits for another one that looks at the same moment; a run that is held stays held for longer."""
 
 
 class RunFolder:
@@ -32,6 +38,8 @@ class RunFolder:
         self.weights_file = path / "model.safetensors"
         self.log_file = path / "trainer.log"
         self.events = EventLog(path / "events.jsonl")
+        self._lock_file = path / "lock"
+        self._writer_lock_file = path / "lock-writer"
 
     @property
     def config(self) -> RunConfig:
@@ -62,21 +70,79 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the system lets go of it when the process ends, however it ends.
 
+        So there are no stale locks: a lock file that is left behind, by a dead process or from before a reboot,
+        holds nothing, and no process id is compared. A reader that looks whether the run is held holds it for an
+        instant; hence the short wait.
+
         Raises:
             RunLockedError: another process holds it.
         """
-        lock = FileLock(self.path / "lock")
+        lock = FileLock(self._lock_file)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=SECONDS_FOR_A_READER, poll_interval=0.02)
         except Timeout:
             raise RunLockedError(
-                f"{self.path} is being written by another process.",
+                f"{self.path} is being written by another process{self._told_holder()}.",
                 "wait for it, or stop it with Ctrl-C in its own terminal",
             ) from None
         try:
             yield
         finally:
             lock.release()
+
+    @contextlib.contextmanager
+    def writing(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the run's writer's lock, which a trainer has beside its supervisor's.
+
+        A trainer whose supervisor died saves and ends by itself; until then nobody else may write.
+
+        Args:
+            wait_seconds: how long to wait for another trainer to end.
+
+        Raises:
+            RunLockedError: another trainer is still there.
+        """
+        lock = FileLock(self._writer_lock_file)
+        try:
+            lock.acquire(timeout=max(wait_seconds, SECONDS_FOR_A_READER), poll_interval=0.05)
+        except Timeout:
+            raise RunLockedError(
+                f"a trainer of an earlier session of {self.path} is still running.",
+                "wait until it has saved and ended, and try again",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _told_holder(self) -> str:
+        holders = [event.get("supervisor_pid") for event in self.events if event["event"] == "session_started"]
+        return f" (process {holders[-1]})" if holders and isinstance(holders[-1], int) else ""
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed writes left beside the run's files; only who holds the run may do so."""
+        for path in self.path.iterdir():
+            if is_temporary(path):
+                remove_leftover(path)
+
+    def refuse_links(self) -> None:
+        """See that everything written in a run lies in its folder.
+
+        Raises:
+            UsageError: something in it is a link, which could lead a write out of the folder, or a pipe, at which
+                a read waits for ever.
+        """
+        for folder, folders, names in os.walk(self.path):
+            for path in (Path(folder, name) for name in (*folders, *names)):
+                if path.is_symlink():
+                    raise UsageError(
+                        f"{path} is a link, and a run's files must lie in its own folder.",
+                        "copy the run with its links resolved: cp -rL RUN_DIR COPY",
+                    )
+                if path.exists() and not path.is_file() and not path.is_dir():
+                    raise UsageError(
+                        f"{path} is a pipe or a device.", "remove it; a run has files and folders only"
+                    )
 
     @property
     def resume_command(self) -> str:
@@ -88,15 +154,33 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether a process holds the run now."""
-        if not (self.path / "lock").exists():
-            return False
+        for lock_file in (self._lock_file, self._writer_lock_file):
+            if not lock_file.exists():
+                continue
+            lock = FileLock(lock_file)
+            try:
+                lock.acquire(timeout=SECONDS_FOR_AN_INSTANT, poll_interval=0.01)
+            except Timeout:
+                return True
+            except OSError:  # somebody else's run, or a disk that can't be written
+                if _is_held_by_another(lock_file):
+                    return True
+                continue
+            lock.release()
+        return False
+
+
+def _is_held_by_another(lock_file: Path) -> bool:
+    """Whether a process holds a lock file that may only be read here; False where the system doesn't tell."""
+    if sys.platform == "win32":
+        return False
+    fcntl: Any = importlib.import_module("fcntl")
+    with contextlib.suppress(OSError), lock_file.open("rb") as file:
         try:
-            with self.locked():
-                return False
-        except RunLockedError:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        except OSError:  # a copy on a disk that can't be written: nobody trains there
-            return False
+    return False
 
 
 def default_run_path(name: str, root: Path) -> Path:
@@ -111,19 +195,21 @@ def default_run_path(name: str, root: Path) -> Path:
 
 
 def create_run(path: Path, config: RunConfig) -> RunFolder:
-    """Make a run folder that holds its settings and its environment.
+    """Make a run folder that holds its settings and its environment; config.yaml comes last, and makes it a run.
+
+    What a start left that was killed before that does not count.
 
     Raises:
         UsageError: the folder is there already and not empty, or can't be made.
     """
+    run = RunFolder(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        taken = any(path.iterdir())
+        make_folder(path)
+        taken = any(not is_temporary(entry) and entry != run.environment_file for entry in path.iterdir())
     except OSError as error:
         raise UsageError(
             f"the run folder {path} can't be made: {error.strerror}.", "choose another: --run-dir DIR"
         ) from error
-    run = RunFolder(path)
     if taken:
         hint = run.resume_command if run.config_file.exists() else "choose another: --run-dir DIR"
         raise UsageError(f"the run folder {path} is not empty.", hint)
@@ -136,11 +222,12 @@ def open_run(path: Path) -> RunFolder:
     """Return an existing run.
 
     Raises:
-        UsageError: there is no run in `path`, or its settings are not valid.
+        UsageError: there is no run in `path`, its settings are not valid, or something in it is a link.
     """
     run = RunFolder(path)
     if not run.config_file.is_file():
         what = "there is no folder" if not path.exists() else "there is no run in"
         raise UsageError(f"{what} {path}.", "lowmem-seq report   lists the runs under ./runs")
+    run.refuse_links()
     load_config(run.config_file)
     return run

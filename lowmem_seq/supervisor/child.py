@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -21,11 +22,16 @@ from typing import IO, Any
 import psutil
 
 from lowmem_seq.errors import ERRORS_BY_EXIT_CODE, LowmemSeqError
+from lowmem_seq.files import append_line, rename
 
 Message = dict[str, Any]
 LAST_LINES = 12
 LARGEST_LOG = 10**6
-"""Characters that one child may add to the log."""
+"""Characters that one child may add to the log, and that it may hold when a child begins to add to it."""
+LARGEST_EXIT_CODE = 255
+"""Larger ones are Windows' own, for a process that an exception of the system ended."""
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "memoryerror", "bad_alloc")
+"""As Linux, Windows, the GPUs, Python and C++ say it."""
 
 
 class Child:
@@ -37,6 +43,7 @@ class Child:
         self._messages: queue.Queue[Message | None] = queue.Queue()
         self._error: Message | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._told_traceback = False
         own_group: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -70,12 +77,15 @@ class Child:
 
     def _read_log(self, stream: IO[str], log: Path | None) -> None:
         written = 0
+        if log is not None:
+            _start_anew_if_large(log)
         for line in stream:  # to its end, whatever the disk says: a full pipe would hold the child up
             self._last_lines.append(line.rstrip())
+            self._told_traceback = self._told_traceback or line.startswith("Traceback (most recent call last)")
             written += len(line)
             if log is not None and written < LARGEST_LOG:
-                with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-                    file.write(line)
+                with contextlib.suppress(OSError):
+                    append_line(log, line.rstrip("\n").encode("utf-8"))
 
     def messages(self, wait_seconds: float) -> Iterator[Message | None]:
         """Yield what the child says until it has ended; None whenever it was silent for so long."""
@@ -112,16 +122,54 @@ class Child:
                 stream.close()
         return code
 
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the child's last words are those of a system that had no memory left."""
+        words = "\n".join(self._last_lines).lower()
+        return self._error is None and any(phrase in words for phrase in OUT_OF_MEMORY)
+
+    @staticmethod
+    def was_killed(code: int) -> bool:
+        """Whether it ended as the kernel ends what takes too much memory."""
+        return code == -signal.SIGKILL if sys.platform != "win32" else False
+
+    def died(self, code: int) -> bool:
+        """Whether it was ended from outside: it told no error, and Python none.
+
+        A signal shows in the code (negative), whatever was logged before; but Windows ends processes with code 1
+        as well.
+        """
+        return code != 0 and self._error is None and (code < 0 or not self._told_traceback)
+
+    def describe_end(self, code: int) -> str:
+        """Return how the child ended, for people: what it said, or the signal, or the code."""
+        if self._error is not None:
+            return f"said: {self._error['message']}"
+        if code < 0:
+            try:
+                return f"was ended by {signal.Signals(-code).name}"
+            except ValueError:
+                return f"was ended by signal {-code}"
+        return f"ended with code {code:#x}" if code > LARGEST_EXIT_CODE else f"ended with code {code}"
+
     def failure(self, code: int, what: str) -> LowmemSeqError:
         """Return the error that a child which ended with `code` told, or else its last words."""
         if self._error is not None:
             kind = ERRORS_BY_EXIT_CODE.get(int(self._error["exit_code"]), LowmemSeqError)
             return kind(str(self._error["message"]), str(self._error["hint"]))
-        ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         words = "\n".join(self._last_lines)
-        return LowmemSeqError(f"the {what} {ended}." + (f" Its last words:\n{words}" if words else ""))
+        return LowmemSeqError(
+            f"the {what} {self.describe_end(code)}." + (f" Its last words:\n{words}" if words else "")
+        )
 
 
 def _own_environment() -> dict[str, str]:
     """Return this process's environment without what would set Accelerate up: the plan alone does."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+
+
+def _start_anew_if_large(log: Path) -> None:
+    """Put a log that has grown over many children aside, in the place of the one before it."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LARGEST_LOG:
+            rename(log, log.with_name(f"{log.name}.old"))

@@ -1,4 +1,4 @@
-"""One session of a run, from its data to its end: packer, planner, trainer, one after the other.
+"""The beginning of a session: have the data packed and the plan made, each by a child that ends with its task.
 
 The supervisor holds no torch and little memory. It alone hears signals, and it alone watches the whole process tree
 against the cap.
@@ -6,16 +6,10 @@ against the cap.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
-
 import psutil
 
 from lowmem_seq.config import RunConfig
-from lowmem_seq.errors import CapTooSmallError, DataError, StoppedError
+from lowmem_seq.errors import CapTooSmallError, DataError, LowmemSeqError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.environment import training_environment
 from lowmem_seq.memory.plan import (
@@ -27,42 +21,43 @@ from lowmem_seq.memory.plan import (
     threads_each,
     usable_cores,
 )
-from lowmem_seq.memory.tree import available_bytes, is_short_of_memory, peak_process_bytes, tree_bytes
+from lowmem_seq.memory.tree import available_bytes, is_short_of_memory, tree_bytes
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
+from lowmem_seq.supervisor.screen import Screen
+from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.supervisor.watch import SAMPLE_SECONDS
 from lowmem_seq.units import format_bytes
 
-SAMPLE_SECONDS = 0.1
-SECONDS_A_MEMORY_EVENT = 15.0
-NEAR_CAP = 0.97
-GROWTH = 1.01
-SECONDS_BETWEEN_SHRINKS = 5.0
-STOPPED = StoppedError.exit_code
-LEFT_AT_ONCE = 130
+
+def prepare(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, plan_anew: bool) -> Plan:
+    """Have the data and the plan ready; what goes wrong stands in the events.
+
+    Raises:
+        KeyboardInterrupt: a stop was asked for.
+        LowmemSeqError: see `prepare_data` and `make_plan`.
+    """
+    try:
+        prepare_data(run, config, screen, stops)
+        return read_or_make_plan(run, config, screen, stops, plan_anew)
+    except LowmemSeqError as error:
+        run.events.append("session_ended", state="crashed", cause=error.message)
+        raise
+    except KeyboardInterrupt:
+        run.events.append("session_ended", state="stopped", cause="asked for before the training began")
+        raise
 
 
-class Screen(Protocol):
-    """Where a session is shown."""
-
-    def show(self, message: Message) -> None:
-        """Show what a child said."""
-
-    def show_memory(self, tree: int, peak: int, cap: int) -> None:
-        """Show what the process tree holds, its peak, and its cap, all in bytes."""
-
-    def show_stopping(self) -> None:
-        """Show that the stop that was asked for is under way."""
-
-
-def prepare_data(run: RunFolder, config: RunConfig, screen: Screen) -> None:
+def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> None:
     """Have the dataset packed (or found packed), and write its place and fingerprint to data.json.
 
     Raises:
+        KeyboardInterrupt: a stop was asked for.
         DataError: what the packer said, or the data is not what the run was started with.
     """
     child = Child("lowmem_seq.data", config.data.source, str(config.data.image_size), log=run.log_file)
     pack: str | None = None
-    with stopping_by_killing(child):
+    with stops.ending(child, at=1):
         for message in child.messages(1.0):
             if message is not None and message.get("event") == "packed":
                 pack = str(message["pack"])
@@ -70,6 +65,7 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen) -> None:
             elif message is not None:
                 screen.show(message)
         code = child.wait()
+    stops.raise_if_any()
     if code != 0 or pack is None:
         raise child.failure(code, "packer")
     before = run.read_json(run.data_file)
@@ -83,13 +79,14 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen) -> None:
     write_json(run.data_file, record)
 
 
-def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
+def make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> Plan:
     """Have a disposable child measure the run under the cap, choose, and write plan.json.
 
     Where nothing fits, the child goes past the cap to find the smallest one that would do; it is ended when the
     machine itself runs short.
 
     Raises:
+        KeyboardInterrupt: a stop was asked for.
         CapTooSmallError: the model does not fit.
     """
     given = config.machine.max_ram_bytes
@@ -103,7 +100,7 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     computing: Message | None = None
     measured: list[Measurement] = []
     machine_short = False
-    with stopping_by_killing(child):
+    with stops.ending(child, at=1):
         for message in child.messages(SAMPLE_SECONDS):
             if tree_bytes(psutil.Process()) > cap_bytes and is_short_of_memory():
                 machine_short = True
@@ -116,6 +113,7 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
             elif message is not None:
                 screen.show(message)
         code = child.wait()
+    stops.raise_if_any()
     if code != 0 and not machine_short:
         raise child.failure(code, "planner")
     if computing is None or not measured:
@@ -143,121 +141,7 @@ def make_plan(run: RunFolder, config: RunConfig, screen: Screen) -> Plan:
     return plan
 
 
-def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, anew: bool) -> Plan:
+def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, anew: bool) -> Plan:
     """Return the plan of the run; it is measured where there is none, or where a new one is asked for."""
     stored = None if anew else run.read_json(run.plan_file)
-    return make_plan(run, config, screen) if stored is None else plan_from_json(stored)
-
-
-def train(run: RunFolder, plan: Plan, screen: Screen) -> int:
-    """Run the trainer to its end, watching the tree; return 0, 4 (stopped and saved) or 130 (left at once).
-
-    Raises:
-        LowmemSeqError: what the trainer said, or how it died.
-    """
-    child = Child("lowmem_seq.training", str(run.path), environment=plan.environment, log=run.log_file)
-    watch = _MemoryWatch(run, plan.cap_bytes, child, screen)
-    stopping = False
-    with counting_signals(child) as signals:
-        for message in child.messages(SAMPLE_SECONDS):
-            if signals and not stopping:
-                stopping = True
-                child.tell("stop")
-                screen.show_stopping()
-            watch.sample()
-            if message is not None:
-                screen.show(message)
-        code = child.wait()
-    watch.record()
-    if len(signals) > 1:
-        run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
-        return LEFT_AT_ONCE
-    if code not in (0, STOPPED):
-        failure = child.failure(code, "trainer")
-        failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"
-        run.events.append("session_ended", state="crashed", cause=failure.message)
-        raise failure
-    return code
-
-
-class _MemoryWatch:
-    """Samples the tree, keeps the peak, asks the trainer to shrink near the cap."""
-
-    def __init__(self, run: RunFolder, cap_bytes: int, child: Child, screen: Screen) -> None:
-        self._run, self._cap_bytes, self._child, self._screen = run, cap_bytes, child, screen
-        self._self = psutil.Process()
-        self._peak_bytes = self._tree_bytes = self._shrunk_bytes = 0
-        self._sampled_at = self._shrunk_at = float("-inf")
-        self._recorded_at = time.monotonic()
-
-    def sample(self) -> None:
-        """Look at the tree, ten times a second at the most."""
-        now = time.monotonic()
-        if now - self._sampled_at < SAMPLE_SECONDS:
-            return
-        self._sampled_at = now
-        self._tree_bytes = tree_bytes(self._self)
-        peaks = [peak_process_bytes(process.pid) or 0 for process in (self._self, self._child.process)]
-        self._peak_bytes = max(self._peak_bytes, self._tree_bytes, sum(peaks))
-        self._screen.show_memory(self._tree_bytes, self._peak_bytes, self._cap_bytes)
-        # memory that was given back may stay with the allocator: only what grows on counts after a shrink
-        near = self._tree_bytes > max(NEAR_CAP * self._cap_bytes, GROWTH * self._shrunk_bytes)
-        if near and now - self._shrunk_at > SECONDS_BETWEEN_SHRINKS:
-            self._shrunk_at, self._shrunk_bytes = now, self._tree_bytes
-            self._child.tell("shrink")
-        if now - self._recorded_at > SECONDS_A_MEMORY_EVENT:
-            self.record()
-
-    def record(self) -> None:
-        """Write what was seen to the events."""
-        self._recorded_at = time.monotonic()
-        self._run.events.append(
-            "memory",
-            tree_bytes=self._tree_bytes,
-            peak_tree_bytes=self._peak_bytes,
-            cap_bytes=self._cap_bytes,
-        )
-
-
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
-)
-
-
-@contextlib.contextmanager
-def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextlib.contextmanager
-def stopping_by_killing(child: Child) -> Iterator[None]:
-    """End a child that has nothing to save at the first signal, and raise KeyboardInterrupt."""
-    signals: list[int] = []
-
-    def handler(number: int, _frame: Any) -> None:
-        signals.append(number)
-        child.kill()
-
-    with _handling(handler):
-        yield
-    if signals:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def counting_signals(child: Child) -> Iterator[list[int]]:
-    """Give the list of the signals that came; the second one ends the child. A handler writes to nothing."""
-    signals: list[int] = []
-
-    def handler(number: int, _frame: Any) -> None:
-        signals.append(number)
-        if len(signals) > 1:
-            child.kill()
-
-    with _handling(handler):
-        yield signals
+    return make_plan(run, config, screen, stops) if stored is None else plan_from_json(stored)

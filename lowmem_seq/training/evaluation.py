@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -28,19 +28,26 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: ImageClassifier, batches: Iterable[tuple[Tensor, Tensor]], class_count: int, accelerator: Accelerator
-) -> Evaluation:
-    """Return the figures of `model` over all batches.
+    model: ImageClassifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_count: int,
+    accelerator: Accelerator,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Return the figures of `model` over all batches, or None if a stop was asked for on the way.
 
     Args:
         model: images (B, H, W, 3) -> logits (B, K).
         batches: pairs of images (B, H, W, 3) and labels (B,).
         class_count: K.
         accelerator: gives device and precision.
+        stop_requested: asked before each batch.
     """
     loss = 0.0
     confusion = torch.zeros(class_count * class_count, dtype=torch.int64)
     for images, labels in batches:
+        if stop_requested():
+            return None
         with accelerator.autocast():
             logits = model(images.to(accelerator.device), None)  # (B, K)
         logits = logits.float().cpu()

@@ -54,6 +54,7 @@ class Journal:
             train_loss=counters.mean_loss,
             learning_rate=rate,
             images_per_second=images / max(1e-9, now - self._rate_since),
+            wall_seconds=self.wall_seconds(),
         )
         counters.loss_sum, counters.loss_images = 0.0, 0
         self._rate_since, self._rate_step = now, counters.step

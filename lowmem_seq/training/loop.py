@@ -7,6 +7,7 @@ the plan; nothing else is carried. So a run that was stopped anywhere goes on as
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import replace
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.checkpoint.codec import write_tensors
-from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, read_identity
 from lowmem_seq.config import AugmentationConfig, RunConfig
 from lowmem_seq.data.batches import TrainingBatches, evaluation_batches
 from lowmem_seq.data.catalogue import CATALOGUE
@@ -31,7 +31,7 @@ from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, evaluate
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.noise import draw_noise
-from lowmem_seq.training.saving import SavingClock
+from lowmem_seq.training.saver import Saver
 from lowmem_seq.training.schedule import learning_rate
 from lowmem_seq.training.state import TrainingState, final_metadata, weights_sha256
 from lowmem_seq.training.workers import Range, Worker, Workers
@@ -60,26 +60,34 @@ class Training:
         self.total_steps = total_steps(config, parts.train.size)
         self.mixing_ends = round(self.total_steps * (1 - config.augmentation.mixing_off_fraction))
         self.journal = Journal(run.events, channel, self.batch, parts.train.size)
-        self.store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
-        self.clock = SavingClock(config.checkpoint.interval)
-        self.saved_step = 0
+        identity = {"experiment_sha256": config.experiment_hash(), "data_fingerprint": pack.fingerprint}
+        self.saver = Saver(run, config.checkpoint, state, identity, self.journal, lambda: channel.stop_requested)
 
     def go(self) -> bool:
         """Train to the end and test; return whether the end was reached (and not a stop on request)."""
         self.begin()
-        while self.state.counters.step < self.total_steps:
+        reached = self.train()
+        self.saver.save()
+        return reached and self.test()
+
+    def train(self) -> bool:
+        """Do the steps that are left, each with what is due after it; return False if a stop was asked for."""
+        counters = self.state.counters
+        while True:
+            best = False
+            if self.validation_is_due(counters.step):
+                result = self.validate()
+                if result is None:
+                    return False
+                best = counters.count_validation(result.loss, result.accuracy)
+            if counters.step >= self.total_steps:
+                return True
+            if self.saver.is_due(best):
+                self.saver.save()
             if not self.train_step():
-                self.save()
                 return False
-            step = self.state.counters.step
-            if step % STEPS_A_TRAIN_EVENT == 0 or step == self.total_steps:
-                self.journal.record_training(self.state.counters, self.rate(step - 1))
-            if self.ends_an_evaluated_epoch(step):
-                self.validate()
-            if self.clock.is_due(step) or step == self.total_steps:
-                self.save()
-        self.test()
-        return True
+            if counters.step % STEPS_A_TRAIN_EVENT == 0 or counters.step == self.total_steps:
+                self.journal.record_training(counters, self.rate(counters.step - 1))
 
     def train_step(self) -> bool:
         """Do one optimizer step; return False, with everything as before it, if a stop was asked for."""
@@ -151,15 +159,19 @@ class Training:
         """The learning rate of optimizer step `step`, counted from 0."""
         return learning_rate(self.config.recipe, step, self.total_steps)
 
-    def ends_an_evaluated_epoch(self, step: int) -> bool:
-        """Whether the validation part is due after `step` steps."""
+    def validation_is_due(self, step: int) -> bool:
+        """Whether the weights after `step` steps are to be looked at, and were not yet."""
+        if step <= self.state.counters.validated_step:
+            return False
         every = self.config.recipe.evaluate_every_epochs
         before, now = (int(self.journal.epoch(count)) // every for count in (step - 1, step))
         return now > before or step == self.total_steps
 
-    def validate(self) -> None:
-        """Evaluate on the part that choices are made by."""
+    def validate(self) -> Evaluation | None:
+        """Evaluate on the part that choices are made by; None if a stop was asked for."""
         result, seconds = self.evaluate_part(self.parts.validation)
+        if result is None:
+            return None
         step = self.state.counters.step
         self.journal.record(
             "validation",
@@ -169,11 +181,14 @@ class Training:
             val_accuracy=result.accuracy,
             seconds=seconds,
         )
+        return result
 
-    def test(self) -> None:
-        """Write the final weights, and read the test part, once."""
-        digest = self.write_final_weights()
+    def test(self) -> bool:
+        """Write the final weights, and read the test part, once; return False if a stop was asked for."""
+        digest = self.saver.patience.run("the final weights", self.write_final_weights)
         result, seconds = self.evaluate_part(self.parts.test)
+        if result is None:
+            return False
         step = self.state.counters.step
         self.journal.record(
             "test",
@@ -187,15 +202,18 @@ class Training:
             seconds=seconds,
             wall_seconds=self.journal.wall_seconds(),
         )
+        return True
 
-    def evaluate_part(self, part: Part) -> tuple[Evaluation, float]:
-        """Return the figures of the averaged weights on a part, and the seconds that it took."""
+    def evaluate_part(self, part: Part) -> tuple[Evaluation | None, float]:
+        """Return the figures of the averaged weights on a part (None: stopped), and the seconds that it took."""
         began = time.monotonic()
         self.journal.show_evaluation(part.size)
         described = self.pack.description
         batches = evaluation_batches(part, described.mean, described.deviation, self.plan.micro_batch)
         with self.state.averaged() as model:
-            result = evaluate(model, batches, len(self.parts.classes), self.accelerator)
+            result = evaluate(
+                model, batches, len(self.parts.classes), self.accelerator, lambda: self.channel.stop_requested
+            )
         seconds = time.monotonic() - began
         self.journal.pause_ended(seconds)
         return result, seconds
@@ -214,44 +232,6 @@ class Training:
             write_tensors(path, self.state.parameters, metadata)
             return weights_sha256(self.state.parameters)
 
-    def save(self) -> None:
-        """Save the last complete step, unless it is saved already."""
-        counters = self.state.counters
-        if counters.step == self.saved_step:
-            return
-        began = time.monotonic()
-        counters.wall_seconds = self.journal.wall_seconds()
-        checkpoint = self.store.save(counters.step, self.state.writers(), self.identity())
-        self.saved_step = counters.step
-        seconds = time.monotonic() - began
-        self.journal.pause_ended(seconds)
-        self.clock.saved(seconds)
-        self.journal.record("checkpoint", step=counters.step, path=checkpoint.path.name, seconds=seconds)
-
-    def identity(self) -> dict[str, str]:
-        """What the checkpoints of this run belong to."""
-        return {
-            "experiment_sha256": self.config.experiment_hash(),
-            "data_fingerprint": self.pack.fingerprint,
-        }
-
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on from a verified checkpoint.
-
-        Raises:
-            UsageError: it was saved with other settings or other images.
-        """
-        saved, ours = read_identity(checkpoint), self.identity()
-        differing = [name for name, value in ours.items() if saved.get(name) != value]
-        if differing:
-            raise UsageError(
-                f"{checkpoint.path} belongs to another experiment ({' and '.join(differing)} differ).",
-                "restore the run's config.yaml; a run with other settings is a new one: lowmem-seq train",
-            )
-        self.state.load(checkpoint)
-        self.saved_step = self.state.counters.step
-        self.journal.take_up(self.state.counters)
-
     def shrink_if_asked(self) -> None:
         """Halve the micro-batch if the process tree came near its cap."""
         if not self.channel.take_shrink_request() or self.plan.micro_batch == 1:
@@ -259,7 +239,7 @@ class Training:
         release_memory()
         before = self.plan.micro_batch
         self.plan = replace(self.plan, micro_batch=before // 2)
-        write_json(self.run.plan_file, self.plan.to_json())
+        self.saver.patience.run("the plan", lambda: write_json(self.run.plan_file, self.plan.to_json()))
         self.journal.record(
             "micro_batch_changed",
             step=self.state.counters.step,
@@ -269,9 +249,11 @@ class Training:
         )
 
     def begin(self) -> None:
-        """Say what is about to be trained."""
+        """Say what is about to be trained, and see that there is room for it."""
+        self.saver.require_disk_space()
         self.journal.record(
             "session_started",
+            supervisor_pid=os.getppid(),
             step=self.state.counters.step,
             total_steps=self.total_steps,
             epochs=self.journal.epoch(self.total_steps),

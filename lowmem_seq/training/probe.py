@@ -186,7 +186,7 @@ def set_workers(training: Training, workers: int, cores: int) -> None:
 
 def main() -> int:
     """Probe the run that the command line names, and say the result."""
-    channel = Channel()
+    channel = Channel(saves=False)
     try:
         run = open_run(Path(sys.argv[1]))
         budget_bytes = int(int(sys.argv[2]) * MARGIN)

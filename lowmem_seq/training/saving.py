@@ -12,6 +12,8 @@ LARGEST_SHARE = 0.01
 SECONDS_BETWEEN_CRASHES = 6 * 3600.0
 """What `auto` expects of a laptop: a flat battery or a closed lid some times a day."""
 SHORTEST_SECONDS = 30.0
+FIRST_COST_SECONDS = 1.0
+"""What a save is taken to cost before the first one was measured."""
 
 
 class SavingClock:
@@ -25,6 +27,7 @@ class SavingClock:
         self._interval = interval
         self._seconds = interval.amount if interval.kind == "seconds" else 2 * SHORTEST_SECONDS
         self._saved_at = time.monotonic()
+        self._cost_seconds = FIRST_COST_SECONDS
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` steps."""
@@ -32,9 +35,14 @@ class SavingClock:
             return step % int(self._interval.amount) == 0
         return time.monotonic() - self._saved_at >= self._seconds
 
+    def is_affordable(self) -> bool:
+        """Whether one save more, out of turn, stays under 1 % of the time since the last one."""
+        return time.monotonic() - self._saved_at >= self._cost_seconds / LARGEST_SHARE
+
     def saved(self, cost_seconds: float) -> None:
         """Note a save, and what it cost."""
         self._saved_at = time.monotonic()
+        self._cost_seconds = cost_seconds
         if self._interval.kind == "auto":
             best = math.sqrt(2 * cost_seconds * SECONDS_BETWEEN_CRASHES)
             self._seconds = max(SHORTEST_SECONDS, best, cost_seconds / LARGEST_SHARE)

@@ -63,16 +63,3 @@ def open_training(run: RunFolder, plan: Plan, channel: Channel) -> Training:
     accelerator = make_accelerator(plan.device, plan.precision)
     state = TrainingState(make_model(config, len(parts.classes)).to(accelerator.device), config.recipe)
     return Training(run, config, plan, pack, parts, state, accelerator, channel)
-
-
-def load_newest(training: Training) -> None:
-    """Take up the newest checkpoint that verifies; where none was ever saved, step 0 it is.
-
-    Raises:
-        NoCheckpointError: there are checkpoints, and none verifies.
-    """
-    checkpoint = training.store.newest_valid(
-        lambda fault: training.journal.record("checkpoint_broken", message=fault)
-    )
-    if checkpoint is not None:
-        training.take_up(checkpoint)

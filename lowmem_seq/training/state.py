@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowmem_seq.checkpoint.codec import copy_into, read_tensors, write_tensors
-from lowmem_seq.checkpoint.store import Checkpoint
+from lowmem_seq.checkpoint.codec import read_tensors_into, write_tensors
+from lowmem_seq.checkpoint.store import LARGEST_COUNTERS_BYTES, Checkpoint
 from lowmem_seq.config import RecipeConfig
+from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.files import read_json
 from lowmem_seq.models import ImageClassifier
 from lowmem_seq.training.optimizer import AdamW, RunningAverage
@@ -31,6 +33,11 @@ class Counters:
     loss_images: int = 0
     wall_seconds: float = 0.0
     """Time in the trainer over all sessions."""
+    validated_step: int = 0
+    """The step whose weights were last evaluated on the validation part; 0 before the first time."""
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    best_val_accuracy: float | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -42,6 +49,23 @@ class Counters:
         self.step += 1
         self.loss_sum += mean_loss * images
         self.loss_images += images
+
+    def count_validation(self, loss: float, accuracy: float) -> bool:
+        """Note an evaluation after the present step; return whether it is the best so far."""
+        self.validated_step, self.val_loss, self.val_accuracy = self.step, loss, accuracy
+        if self.best_val_accuracy is not None and accuracy <= self.best_val_accuracy:
+            return False
+        self.best_val_accuracy = accuracy
+        return True
+
+    @property
+    def metrics(self) -> dict[str, float | int | None]:
+        """What was measured of the present weights; None where it wasn't."""
+        measured = self.validated_step == self.step
+        return {
+            "val_loss": self.val_loss if measured else None,
+            "val_accuracy": self.val_accuracy if measured else None,
+        }
 
 
 class TrainingState:
@@ -65,6 +89,13 @@ class TrainingState:
         files["state.json"] = self._write_counters
         return files
 
+    @property
+    def saved_bytes(self) -> int:
+        """What a checkpoint takes on the disk, but for headers and counters."""
+        average = self.average.values if self.average is not None else {}
+        tensors = (*self.parameters.values(), *self.optimizer.state().values(), *average.values())
+        return sum(tensor.nbytes for tensor in tensors)
+
     def _write_counters(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self.counters)), encoding="utf-8")
 
@@ -72,14 +103,14 @@ class TrainingState:
         """Take up a verified checkpoint.
 
         Raises:
-            NoCheckpointError: it belongs to another model.
+            NoCheckpointError: it belongs to another model, or its counters are none.
         """
         folder = checkpoint.path
-        copy_into(self.parameters, read_tensors(folder / "model.safetensors"), "model")
-        copy_into(self.optimizer.state(), read_tensors(folder / "optimizer.safetensors"), "optimizer")
+        read_tensors_into(self.parameters, folder / "model.safetensors", "model")
+        read_tensors_into(self.optimizer.state(), folder / "optimizer.safetensors", "optimizer")
         if self.average is not None:
-            copy_into(self.average.values, read_tensors(folder / "average.safetensors"), "average")
-        self.counters = Counters(**read_json(folder / "state.json"))
+            read_tensors_into(self.average.values, folder / "average.safetensors", "average")
+        self.counters = _read_counters(checkpoint)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[ImageClassifier]:
@@ -94,6 +125,30 @@ class TrainingState:
         if self.average is not None:
             for name, parameter in self.parameters.items():
                 parameter.data, self.average.values[name] = self.average.values[name], parameter.data
+
+
+def _read_counters(checkpoint: Checkpoint) -> Counters:
+    """Return the counters that state.json holds; one that an older release didn't have is as at the start."""
+    defaults = asdict(Counters())
+    try:
+        value = read_json(checkpoint.path / "state.json", LARGEST_COUNTERS_BYTES)
+    except (OSError, ValueError):
+        value = None
+    if (
+        not isinstance(value, dict)
+        or not value.keys() <= defaults.keys()
+        or not all(_is_like(one, defaults[name]) for name, one in value.items())
+        or value.get("step") != checkpoint.step
+    ):
+        raise NoCheckpointError(f"{checkpoint.path / 'state.json'} holds no counters of step {checkpoint.step}.")
+    return Counters(**value)
+
+
+def _is_like(value: object, default: float | None) -> bool:
+    """Whether a counter may have this value: finite, whole where it counts, None where it may be unknown."""
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return value is default
+    return math.isfinite(value) and (isinstance(value, int) or not isinstance(default, int))
 
 
 def _tensor_writer(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
@@ -114,6 +169,7 @@ def final_metadata(name: str, classes: tuple[str, ...], details: Mapping[str, An
     """Return the header of the final weights: what is needed to use them without the run folder."""
     return {
         "format": "lowmem-seq",
+        "format_version": "1",
         "name": name,
         "classes": json.dumps(classes),
         **{key: json.dumps(value) for key, value in details.items()},

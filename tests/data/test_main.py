@@ -15,8 +15,14 @@ from tests.data.builders import class_files, write_folder
 
 def lines_of(*arguments: str) -> tuple[int, list[dict[str, object]], str]:
     command = [sys.executable, "-m", "lowmem_seq.data", *arguments]
-    child = subprocess.run(command, input="", capture_output=True, text=True, check=False)
-    return child.returncode, [json.loads(line) for line in child.stdout.splitlines()], child.stderr
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:  # its input stays open, as a supervisor that lives keeps it
+        assert child.stdout is not None
+        assert child.stderr is not None
+        lines = [json.loads(line) for line in child.stdout]
+        errors = child.stderr.read()
+        return child.wait(), lines, errors
 
 
 def test_progress_and_then_the_pack(tmp_path: Path) -> None:

@@ -101,8 +101,11 @@ def test_a_dataset_that_fails_leaves_nothing(photos: Path) -> None:
 
 def test_two_processes_at_once(photos: Path) -> None:
     command = [sys.executable, "-m", "lowmem_seq.data", str(photos), "8"]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
-    outputs = [child.communicate()[0].splitlines()[-1] for child in children]
+    pipe = subprocess.PIPE  # an input that ends would tell of a supervisor that died
+    children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) for _ in range(3)]
+    outputs = [child.stdout.readlines()[-1].rstrip() for child in children if child.stdout is not None]
+    for child in children:
+        child.communicate()
     assert [child.returncode for child in children] == [0, 0, 0]
     assert len(set(outputs)) == 1
     assert len(list(packs_folder().iterdir())) == 1

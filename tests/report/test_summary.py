@@ -14,37 +14,18 @@ from lowmem_seq.files import write_text
 from lowmem_seq.report.summary import UNKNOWN, find_runs, summarise, summarise_all
 from lowmem_seq.runs.folder import RunFolder, create_run
 from tests.builders import tiny_config
-
-
-def start_session(run: RunFolder, step: int = 0, micro_batch: int = 16) -> None:
-    run.events.append(
-        "session_started",
-        step=step,
-        total_steps=60,
-        parameters=1234,
-        classes=["a", "b"],
-        device="cpu",
-        precision="fp32",
-        micro_batch=micro_batch,
-        effective_batch=40,
-    )
-
-
-def train_to(run: RunFolder, step: int, loss: float = 1.5, rate: float = 100.0) -> None:
-    run.events.append(
-        "train", step=step, epoch=step / 10, images_seen=40 * step, train_loss=loss, images_per_second=rate
-    )
-
-
-def record_memory(run: RunFolder, tree: int, peak: int) -> None:
-    run.events.append("memory", tree_bytes=tree, peak_tree_bytes=peak, cap_bytes=10**9)
-
-
-def finish(run: RunFolder) -> None:
-    run.events.append("validation", step=60, epoch=6.0, val_loss=1.2, val_accuracy=0.5, seconds=1.0)
-    tested = {"test_loss": 1.1, "test_accuracy": 0.6, "class_accuracies": [0.5, 0.7], "confusion": [[1, 1], [3, 7]]}
-    run.events.append("test", step=60, epoch=6.0, weights_sha256="ab", **tested)
-    run.events.append("session_ended", state="finished", step=60, wall_seconds=12.5)
+from tests.report.builders import (
+    crash,
+    finish,
+    pause,
+    record_memory,
+    restart,
+    save,
+    start_session,
+    stop,
+    tell,
+    train_to,
+)
 
 
 def told(run: RunFolder, *keys: str) -> list[Any]:
@@ -56,7 +37,14 @@ def test_a_run_before_its_first_event_has_every_key_and_knows_nothing(run: RunFo
     summary = summarise(run)
     assert list(summary) == list(UNKNOWN)
     known = {key: value for key, value in summary.items() if value is not None}
-    assert known == {"run": str(run.path), "name": "tiny", "state": "crashed", "data": "shapes", "sessions": 0}
+    assert known == {
+        "run": str(run.path),
+        "name": "tiny",
+        "state": "crashed",
+        "data": "shapes",
+        "sessions": 0,
+        "restarts": 0,
+    }
 
 
 def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
@@ -64,6 +52,7 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
     record_memory(run, tree=500, peak=600)
     train_to(run, 20, loss=2.0, rate=50.0)
     train_to(run, 40, loss=1.7, rate=100.0)
+    save(run, 40)
     train_to(run, 60, loss=1.4, rate=90.0)
     record_memory(run, tree=400, peak=550)
     finish(run)
@@ -75,6 +64,7 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
         "classes": ["a", "b"],
         "parameters": 1234,
         "step": 60,
+        "saved_step": 40,
         "total_steps": 60,
         "epoch": 6.0,
         "images_seen": 2400,
@@ -95,7 +85,7 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
         "accumulation": 3,
         "weights_sha256": "ab",
         "sessions": 1,
-        "restarts": None,
+        "restarts": 0,
         "peers": None,
     }
 
@@ -118,7 +108,7 @@ def test_a_session_without_an_end_crashed_also_after_one_that_ended(run: RunFold
     start_session(run)
     train_to(run, 20)
     assert told(run, "state", "step") == ["crashed", 20]
-    run.events.append("session_ended", state="stopped", step=25, wall_seconds=5.0)
+    stop(run, 25)
     assert told(run, "state", "step", "sessions") == ["stopped", 25, 1]
     start_session(run, step=25)
     assert told(run, "state", "step", "sessions") == ["crashed", 25, 2]
@@ -129,8 +119,75 @@ def test_a_session_without_an_end_crashed_also_after_one_that_ended(run: RunFold
 def test_a_crash_that_was_told_of_keeps_what_was_known(run: RunFolder) -> None:
     start_session(run)
     train_to(run, 20)
-    run.events.append("session_ended", state="crashed", cause="killed")
+    crash(run, "killed")
     assert told(run, "state", "step", "wall_seconds") == ["crashed", 20, None]
+
+
+def test_a_run_stands_where_its_last_session_took_it_up(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 40)
+    assert told(run, "step", "epoch", "images_seen") == [40, 4.0, 1600]
+    start_session(run, step=25)
+    assert told(run, "step", "epoch", "images_seen") == [25, 2.5, 1000]
+
+
+def test_a_save_and_a_stop_tell_the_step_as_well(run: RunFolder) -> None:
+    start_session(run)
+    save(run, 7)
+    assert told(run, "step", "epoch", "images_seen", "saved_step") == [7, 0.7, 280, 7]
+    stop(run, 9)
+    assert told(run, "step", "epoch", "images_seen", "saved_step") == [9, 0.9, 360, 7]
+
+
+def test_the_time_that_was_used_is_known_while_it_trains(run: RunFolder) -> None:
+    start_session(run)
+    assert told(run, "wall_seconds") == [None]
+    train_to(run, 20, wall_seconds=7.5)
+    assert told(run, "wall_seconds") == [7.5]
+
+
+def test_restarts_are_counted_over_all_sessions(run: RunFolder) -> None:
+    start_session(run)
+    restart(run, "was ended by SIGKILL")
+    start_session(run)
+    restart(run, "was ended by SIGSEGV")
+    assert told(run, "restarts") == [2]
+
+
+def test_the_cap_is_known_once_it_is_planned(run: RunFolder) -> None:
+    tell(run, "planned", cap_bytes=5)
+    assert told(run, "cap_bytes", "peak_tree_bytes") == [5, None]
+    record_memory(run, 1, 2)
+    assert told(run, "cap_bytes", "peak_tree_bytes") == [10**9, 2]
+
+
+def test_a_held_run_that_waits_for_the_disk_is_paused(run: RunFolder) -> None:
+    start_session(run)
+    pause(run)
+    assert told(run, "state") == ["crashed"]
+    with run.locked():
+        assert told(run, "state") == ["paused"]
+        record_memory(run, 1, 2)
+        assert told(run, "state") == ["paused"]
+        tell(run, "unpaused", what="the checkpoint of step 40", seconds=3.0)
+        assert told(run, "state") == ["running"]
+
+
+def by_its_end(run: RunFolder) -> None:
+    crash(run, "said: it could not be written")
+
+
+def by_a_plan(run: RunFolder) -> None:
+    tell(run, "planned", cap_bytes=5)
+
+
+@pytest.mark.parametrize("ends", [by_its_end, by_a_plan, start_session])
+def test_a_pause_ends_with_who_paused(run: RunFolder, ends: Callable[[RunFolder], None]) -> None:
+    start_session(run)
+    pause(run)
+    ends(run)
+    with run.locked():
+        assert told(run, "state") == ["running"]
 
 
 def test_a_smaller_micro_batch_needs_more_of_them(run: RunFolder) -> None:

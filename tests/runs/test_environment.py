@@ -5,7 +5,7 @@ import os
 import sys
 
 from lowmem_seq import __version__
-from lowmem_seq.runs.environment import PACKAGES, describe_environment, installed_version
+from lowmem_seq.runs.environment import PACKAGES, describe_environment, environment_changes, installed_version
 
 
 def test_the_environment_is_plain_json_and_names_what_decides() -> None:
@@ -23,3 +23,22 @@ def test_the_environment_is_plain_json_and_names_what_decides() -> None:
 def test_a_package_that_is_not_there_has_no_version() -> None:
     assert installed_version("no-such-package-anywhere") is None
     assert installed_version("lowmem-seq") in (None, __version__)
+
+
+def test_only_what_may_change_the_last_bits_counts_as_a_change() -> None:
+    environment = describe_environment()
+    assert environment_changes(environment, {**environment, "command": ["resume"], "memory_bytes": 1}) == {}
+    other = {**environment, "python": "3.99.0", "packages": {**environment["packages"], "torch": "9.9"}}
+    assert environment_changes(environment, other) == {
+        "python": [environment["python"], "3.99.0"],
+        "torch": [environment["packages"]["torch"], "9.9"],
+    }
+
+
+def test_a_description_from_an_older_release_is_compared_by_what_it_has() -> None:
+    environment = describe_environment()
+    older = {key: value for key, value in environment.items() if key not in ("packages", "release")}
+    changes = environment_changes(older, environment)
+    assert changes["release"] == [None, environment["release"]]
+    assert changes["torch"] == [None, environment["packages"]["torch"]]
+    assert "python" not in changes

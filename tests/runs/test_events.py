@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import errno
+import json
 import math
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_seq.runs.events import EventLog
-from tests.builders import end, start_python
+from lowmem_seq import files
+from lowmem_seq.disk import SystemDisk
+from lowmem_seq.runs.events import LONGEST_LINE_BYTES, MOST_WAITING, EventLog
+from tests.builders import NEEDS_LINKS, end, start_python
 
 
 @pytest.fixture
@@ -19,6 +25,7 @@ def log(tmp_path: Path) -> EventLog:
 
 def test_there_are_no_events_before_the_first(log: EventLog) -> None:
     assert list(log) == []
+    assert log.count_torn() == 0
     assert not log.path.exists()
 
 
@@ -47,6 +54,7 @@ def test_a_torn_last_line_is_passed_over_and_the_next_event_stands_alone(log: Ev
     second = log.append("second")
     assert list(log) == [first, second]
     assert log.path.read_bytes().splitlines()[1] == torn
+    assert log.count_torn() == 1
 
 
 @given(st.integers(min_value=0))
@@ -70,6 +78,7 @@ def test_lines_that_are_no_events_are_passed_over(log: EventLog, line: bytes) ->
     log.path.write_bytes(line + b"\n")
     event = log.append("train")
     assert list(log) == [event]
+    assert log.count_torn() == (line != b"")
 
 
 APPENDING = """
@@ -92,3 +101,117 @@ def test_two_processes_may_append_at_once(log: EventLog, filling: int) -> None:
         numbers = [event["number"] for event in events if event["writer"] == name]
         assert numbers == list(range(100))
     assert len([line for line in log.path.read_bytes().splitlines() if line]) == 200
+
+
+class FullDisk(SystemDisk):
+    """A disk that takes so many bytes more of what is appended."""
+
+    def __init__(self, room: int = 0, code: int = errno.ENOSPC) -> None:
+        super().__init__()
+        self.room, self.code = room, code
+
+    def append(self, path: Path, data: bytes) -> None:
+        super().append(path, data[: self.room])
+        self.room -= len(data)
+        if self.room < 0:
+            self.room = 0
+            raise OSError(self.code, "the disk refuses")
+
+
+@pytest.fixture
+def full() -> Iterator[FullDisk]:
+    disk = FullDisk()
+    with files.using(disk):
+        yield disk
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_events_wait_while_the_disk_refuses_and_come_in_order_afterwards(
+    log: EventLog, full: FullDisk, code: int
+) -> None:
+    full.code = code
+    written = [log.append("train", step=step) for step in range(3)]
+    assert list(log) == []
+    full.room = 10**6
+    written.append(log.append("train", step=3))
+    assert [event["step"] for event in written] == [0, 1, 2, 3]
+    assert list(log) == written
+
+
+def test_a_line_that_the_disk_took_a_part_of_is_written_again(
+    tmp_path: Path, full: FullDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1.5)
+    line = b'{"time_unix_seconds": 1.5, "event": "first"}\n'
+    for room in range(len(line)):
+        log = EventLog(tmp_path / f"room for {room}.jsonl")
+        full.room = room
+        first = log.append("first")
+        assert log.path.read_bytes() == line[:room]
+        full.room = 10**6
+        second = log.append("second")
+        twice = room == len(line) - 1  # all but the line's end: the reader can't know that it was to come again
+        assert list(log) == [first, *([first] if twice else []), second]
+
+
+def test_events_that_wait_longest_are_dropped_where_too_many_wait(log: EventLog, full: FullDisk) -> None:
+    for step in range(MOST_WAITING + 5):
+        log.append("train", step=step)
+    full.room = 10**9
+    log.append("train", step=MOST_WAITING + 5)
+    assert [event["step"] for event in log] == list(range(6, MOST_WAITING + 6))
+
+
+def test_what_waiting_can_not_mend_is_told(log: EventLog) -> None:
+    log.path.mkdir()
+    with pytest.raises(OSError, match=r"events\.jsonl"):
+        log.append("train")
+
+
+@NEEDS_LINKS
+def test_a_link_in_the_place_of_the_events_is_refused(log: EventLog, tmp_path: Path) -> None:
+    target = tmp_path / "somebody's file"
+    target.write_bytes(b"mine")
+    log.path.symlink_to(target)
+    with pytest.raises(OSError, match=r"events\.jsonl") as caught:
+        log.append("train")
+    assert caught.value.errno == errno.ELOOP
+    assert target.read_bytes() == b"mine"
+
+
+HOSTILE = {
+    "a line without end": b"x" * 10**7,
+    "an event without end": b'{"event": "train", "filling": "' + b"x" * 10**7 + b'"}',
+    "two events on a line that is too long": b" " * LONGEST_LINE_BYTES + b'{"event": "hidden"}',
+    "deep lists": b"[" * 100_000,
+    "deep objects": b'{"event": ' * 50_000,
+    "a deep event": b'{"event": "train", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "no UTF-8": b'{"event": "\xff\xfe"}',
+    "a number without end": b'{"event": "train", "step": ' + b"9" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_lines_are_passed_over_and_take_little_memory(log: EventLog, kind: str) -> None:
+    first = log.append("first")
+    with log.path.open("ab") as file:
+        file.write(HOSTILE[kind] + b"\n")
+    second = log.append("second")
+    tracemalloc.start()
+    try:
+        found = list(log)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == [first, second]
+    assert log.count_torn() == 1
+    assert peak_bytes < 8 * LONGEST_LINE_BYTES
+
+
+def test_an_event_may_be_as_long_as_the_longest_line(log: EventLog) -> None:
+    rest = len(json.dumps({"event": "train", "filling": ""}))
+    for length, found in ((LONGEST_LINE_BYTES, 1), (LONGEST_LINE_BYTES + 1, 0)):
+        text = json.dumps({"event": "train", "filling": "x" * (length - rest)})
+        assert len(text) == length
+        log.path.write_text(text + "\n")
+        assert len(list(log)) == found

@@ -6,7 +6,9 @@ import psutil
 import pytest
 
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.supervisor import session
+from lowmem_seq.supervisor import watch as module
+from lowmem_seq.supervisor.child import Message
+from lowmem_seq.supervisor.watch import MemoryWatch
 
 
 @dataclass
@@ -19,34 +21,49 @@ class Told:
     def tell(self, word: str) -> None:
         self.words.append(word)
 
+    def show(self, message: Message) -> None:
+        raise AssertionError("there is nothing to show")
+
     def show_memory(self, tree: int, peak: int, cap: int) -> None:
         assert peak >= tree
 
+    def show_stopping(self) -> None:
+        raise AssertionError("nobody stops")
 
-def watch(run: RunFolder, child: Told, levels: list[int], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+
+def watch(
+    run: RunFolder, child: Told, levels: list[int], monkeypatch: pytest.MonkeyPatch, short: bool = False
+) -> MemoryWatch:
     """Sample a tree that holds these bytes, ten seconds apart, under a cap of 1000."""
     clock = iter(range(0, 10 * len(levels) + 100, 10))
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     held = iter(levels)
-    monkeypatch.setattr(session, "tree_bytes", lambda process: next(held))
-    monkeypatch.setattr(session, "peak_process_bytes", lambda pid: 0)
-    watching = session._MemoryWatch(run, 1000, child, child)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "tree_bytes", lambda process: next(held))
+    monkeypatch.setattr(module, "peak_process_bytes", lambda pid: 0)
+    monkeypatch.setattr(module, "is_short_of_memory", lambda: short)
+    watching = MemoryWatch(run, 1000, child, child)  # type: ignore[arg-type]
     for _ in levels:
         watching.sample()
-    return child.words
+    return watching
 
 
 def test_a_tree_well_under_its_cap_is_left_alone(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watch(run, Told(), [500, 900, 960], monkeypatch) == []
+    child = Told()
+    watch(run, child, [500, 900, 960], monkeypatch)
+    assert child.words == []
 
 
 def test_a_tree_near_its_cap_is_asked_to_shrink_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the allocator keeps after a shrink is no reason for the next one."""
-    assert watch(run, Told(), [900, 980, 980, 985, 980], monkeypatch) == ["shrink"]
+    child = Told()
+    watch(run, child, [900, 980, 980, 985, 980], monkeypatch)
+    assert child.words == ["shrink"]
 
 
 def test_a_tree_that_grows_on_is_asked_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watch(run, Told(), [975, 980, 995, 1000, 1020], monkeypatch) == ["shrink", "shrink", "shrink"]
+    child = Told()
+    watch(run, child, [975, 980, 995, 1000, 1020], monkeypatch)
+    assert child.words == ["shrink", "shrink", "shrink"]
 
 
 def test_the_peak_is_recorded(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +72,10 @@ def test_the_peak_is_recorded(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -
     assert recorded
     assert recorded[-1]["peak_tree_bytes"] == 900
     assert recorded[-1]["cap_bytes"] == 1000
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_machine_that_is_short_of_memory_is_noticed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    assert watch(run, Told(), [500], monkeypatch, short).machine_is_short is short

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowmem_seq.training.saving import LARGEST_SHARE, SECONDS_BETWEEN_CRASHES, SHORTEST_SECONDS, SavingClock
+from lowmem_seq.training.saving import (
+    FIRST_COST_SECONDS,
+    LARGEST_SHARE,
+    SECONDS_BETWEEN_CRASHES,
+    SHORTEST_SECONDS,
+    SavingClock,
+)
 from lowmem_seq.units import Interval, parse_interval
 
 
@@ -63,6 +69,18 @@ def test_auto_saves_first_after_a_minute_and_then_as_the_cost_says(now: Time) ->
     for cost, wait in ((0.0, 30), (0.01, 30), (0.5, math.sqrt(2 * 0.5 * 21_600)), (10.0, 1000)):
         clock.saved(cost)
         assert seconds_until_due(clock, now) == math.ceil(wait)
+
+
+@pytest.mark.parametrize("interval", ["20steps", "5min", "auto"])
+def test_a_save_out_of_turn_is_affordable_where_it_takes_less_than_its_share(now: Time, interval: str) -> None:
+    clock = SavingClock(parse_interval(interval))
+    for cost in (FIRST_COST_SECONDS, 0.5, 8.0):
+        if cost != FIRST_COST_SECONDS:
+            clock.saved(cost)
+        now.seconds += cost / LARGEST_SHARE - 0.25
+        assert not clock.is_affordable()
+        now.seconds += 0.25
+        assert clock.is_affordable()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,249 @@
+"""How a run stands, read from its folder alone: while it runs, before its first step, or after it broke."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lowmem_seq.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Retention, bytes_on_disk
+from lowmem_seq.disk import free_bytes
+from lowmem_seq.errors import UsageError
+from lowmem_seq.report.summary import Summary, middle, summarise
+from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.folder import RunFolder
+
+WITHOUT_A_WORD = "ended without a word"
+ENDS = ("finished", "stopped", "crashed")
+ALIVE = ("running", "paused")
+RECENT_RATES = 9
+"""Rates whose median the time left is told from: enough to pass over a moment in which the machine was busy."""
+FIGURES = (
+    "run",
+    "name",
+    "state",
+    "step",
+    "total_steps",
+    "epoch",
+    "images_seen",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "wall_seconds",
+    "tree_bytes",
+    "peak_tree_bytes",
+    "cap_bytes",
+    "micro_batch",
+    "accumulation",
+    "parameters",
+    "weights_sha256",
+    "restarts",
+    "peers",
+)
+"""What a status takes from the run's summary as it is."""
+WORDS = ("run", "name", "state", "weights_sha256", "peers")
+LAST_SECOND = 2**35
+"""Times from here on, in the year 3058, are no times."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands. What is not known is None."""
+
+    figures: Summary
+    images_per_second: float | None
+    """Of the last `train` event."""
+    cause: str | None
+    """Why the run crashed."""
+    paused: str | None
+    """What can't be written, and why."""
+    starting: bool
+    """Whether the run is held, and its trainer has not begun yet."""
+    epochs: float | None
+    """How many the whole run has."""
+    eta_seconds: float | None
+    """An estimate, from the steps, evaluations and saves of the present session; only while it runs."""
+    heard_unix_seconds: float | None
+    """Time of the last event."""
+    memory_unix_seconds: float | None
+    """Time of the last look at the memory."""
+    saved_step: int | None
+    """The newest checkpoint that lies there."""
+    saved_unix_seconds: float | None
+    lost_step: int | None
+    """A step that the events call saved, where no checkpoint lies there."""
+    last_restart_cause: str | None
+    checkpoints: tuple[tuple[int, int], ...]
+    """Step and bytes of each, oldest first."""
+    free_bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as `lowmem-seq status --json` prints it."""
+        return {
+            **self.figures,
+            "images_per_second": self.images_per_second,
+            "cause": self.cause,
+            "saved_step": self.saved_step,
+            "saved_unix_seconds": self.saved_unix_seconds,
+            "eta_seconds": self.eta_seconds,
+            "last_event_unix_seconds": self.heard_unix_seconds,
+            "last_restart_cause": self.last_restart_cause,
+            "checkpoints": [{"step": step, "bytes": size} for step, size in self.checkpoints],
+            "free_bytes": self.free_bytes,
+        }
+
+
+class _Present:
+    """What the events tell of the present session, and of the last occurrence of some."""
+
+    def __init__(self) -> None:
+        self.started: Event | None = None
+        self.ended: Event | None = None
+        self.restarted: Event | None = None
+        self.paused: Event | None = None
+        self.memory: Event | None = None
+        self.heard_unix_seconds: float | None = None
+        self.saved: dict[int, float | None] = {}
+        self.images_per_second: float | None = None
+        self._rates: list[float] = []
+        self._seconds_beside = 0.0
+
+    def take(self, event: Event) -> None:
+        kind, at = event["event"], _time_of(event)
+        self.heard_unix_seconds = at
+        if kind == "session_started":
+            self.started, self.ended = event, None
+            self._rates, self._seconds_beside = [], 0.0
+        elif kind == "session_ended":
+            self.ended = event
+        elif kind == "train":
+            self.images_per_second = float(event["images_per_second"])
+            self._rates.append(self.images_per_second)
+        elif kind == "trainer_restarted":
+            self.restarted = event
+        elif kind == "paused":
+            self.paused = event
+        elif kind == "memory":
+            self.memory = event
+        if kind == "checkpoint":
+            self.saved[event["step"]] = at
+        if kind in ("checkpoint", "validation"):
+            self._seconds_beside += float(event.get("seconds", 0.0))
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a trainer began, and told of no end."""
+        return self.started is not None and self.ended is None
+
+    def eta_seconds(self, step: int) -> float | None:
+        """Return about how long the steps that are left take, with their share of evaluations and saves.
+
+        The rates leave out the time in which the machine slept, where a clock from step to step would count it.
+        """
+        if self.started is None or not self.is_training or not self._rates:
+            return None
+        done, left = step - self.started["step"], max(0, self.started["total_steps"] - step)
+        rate = middle(self._rates[-RECENT_RATES:])
+        return float(left * (self.started["effective_batch"] / rate + self._seconds_beside / max(1, done)))
+
+
+def read_status(run: RunFolder) -> Status:
+    """Return how a run stands; nothing in its folder is changed.
+
+    Raises:
+        UsageError: its settings or its events are not as they should be.
+    """
+    try:
+        return _read_status(run)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(
+            f"an event in {run.events.path} is not as expected ({type(error).__name__}: {error}).",
+            "restore it from a copy of the run",
+        ) from error
+
+
+def _read_status(run: RunFolder) -> Status:
+    summary = summarise(run)
+    present = _Present()
+    for event in run.events:
+        present.take(event)
+    state = summary["state"] if summary["state"] in (*ALIVE, *ENDS) else "crashed"
+    training = state in ALIVE and present.is_training
+    figures = {key: summary[key] for key in FIGURES} | {"state": state}
+    epochs = present.started.get("epochs") if present.started is not None else None
+    _require_numbers({key: value for key, value in figures.items() if key not in WORDS} | {"epochs": epochs})
+    checkpoints = CheckpointStore(run.checkpoints, Retention(newest=1)).all()
+    sizes = [(checkpoint.step, bytes_on_disk(checkpoint)) for checkpoint in checkpoints]
+    newest = checkpoints[-1] if checkpoints else None
+    return Status(
+        figures=figures,
+        images_per_second=present.images_per_second,
+        cause=_cause(present) if state == "crashed" else None,
+        paused=_told(present.paused, "what", "cause") if state == "paused" else None,
+        starting=state in ALIVE and not training,
+        epochs=epochs,
+        eta_seconds=present.eta_seconds(summary["step"]) if state == "running" else None,
+        heard_unix_seconds=present.heard_unix_seconds,
+        memory_unix_seconds=_time_of(present.memory) if present.memory is not None else None,
+        saved_step=newest.step if newest is not None else None,
+        saved_unix_seconds=saved_at(newest, present.saved) if newest is not None else None,
+        lost_step=max(present.saved) if present.saved and newest is None else None,
+        last_restart_cause=_told(present.restarted, "cause"),
+        checkpoints=tuple(sizes),
+        free_bytes=_free_bytes(run),
+    )
+
+
+def _require_numbers(values: Summary) -> None:
+    """See that what is counted and printed as numbers is numbers.
+
+    Raises:
+        ValueError: something isn't, or is not finite.
+    """
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ValueError(f"{name} is {value!r}")
+
+
+def _time_of(event: Event) -> float | None:
+    """Return when an event was written, if it tells a time that a calendar knows."""
+    at = event.get("time_unix_seconds")
+    return float(at) if isinstance(at, int | float) and 0 <= at < LAST_SECOND else None
+
+
+def _cause(present: _Present) -> str:
+    if present.ended is None:
+        return WITHOUT_A_WORD
+    return _told(present.ended, "cause") or "ended, and did not say why"
+
+
+def _told(event: Event | None, *keys: str) -> str | None:
+    """Return what an event says in words, or None."""
+    words = [event[key] for key in keys if event.get(key)] if event is not None else []
+    return ": ".join(str(word) for word in words) or None
+
+
+def saved_at(checkpoint: Checkpoint, told: dict[int, float | None]) -> float | None:
+    """Return when a checkpoint was saved: as the events say, or else by the time of its manifest."""
+    at = told.get(checkpoint.step)
+    with contextlib.suppress(OSError):
+        return at if at is not None else (checkpoint.path / MANIFEST).stat().st_mtime
+    return at
+
+
+def saved_steps(run: RunFolder) -> dict[int, float | None]:
+    """Return the steps that the events call saved, each with its time."""
+    return {
+        event["step"]: _time_of(event)
+        for event in run.events
+        if event["event"] == "checkpoint" and isinstance(event.get("step"), int)
+    }
+
+
+def _free_bytes(run: RunFolder) -> int | None:
+    with contextlib.suppress(OSError):
+        return free_bytes(run.path)
+    return None

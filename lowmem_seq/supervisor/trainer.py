@@ -1,0 +1,142 @@
+"""The trainer's life: started, watched, stopped on request, and started again when it dies.
+
+A trainer that a signal or the want of memory ended goes on from the newest checkpoint that verifies. What it said
+itself was wrong (a full disk, a diverging loss, broken data) is not tried again. A restart counts against the limit
+until a checkpoint is saved: a run that moves on may die as often as the machine likes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lowmem_seq.channel import STOP_SIGNALS
+from lowmem_seq.errors import LowmemSeqError, RestartsExhaustedError, StoppedError
+from lowmem_seq.files import write_json
+from lowmem_seq.memory.plan import Plan, plan_from_json
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.child import Child
+from lowmem_seq.supervisor.screen import Screen
+from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.supervisor.watch import SAMPLE_SECONDS, MemoryWatch
+
+STOPPED = StoppedError.exit_code
+LEFT_AT_ONCE = 130
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trainer ended."""
+
+    code: int
+    """0: trained and tested; 4: stopped and saved; anything else: see `cause`."""
+    cause: str
+    """What ended it, for people; empty where it ended as it should."""
+    died: bool
+    """Whether another one may do better."""
+    for_want_of_memory: bool
+    saved: bool
+    """Whether it saved a checkpoint in its life."""
+    error: LowmemSeqError | None = None
+    """What to raise where another one is no use."""
+
+
+def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_restarts: int) -> int:
+    """Train to the end, with as many trainers as it takes; return 0, 4 (stopped, saved) or 130 (left at once).
+
+    Raises:
+        RestartsExhaustedError: more than `max_restarts` trainers in a row died without a checkpoint.
+        LowmemSeqError: what the trainer said was wrong.
+    """
+    deaths_in_a_row = 0
+    while True:
+        ending = _run_trainer(run, plan, screen, stops)
+        if stops.count > 1 and ending.code not in (0, STOPPED):
+            run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
+            return LEFT_AT_ONCE
+        if stops.count and -ending.code in STOP_SIGNALS:  # a signal to all, before this trainer could listen
+            run.events.append("session_ended", state="stopped", cause="asked for while the trainer was starting")
+            return STOPPED
+        if not ending.cause:
+            return ending.code
+        run.events.append("session_ended", state="crashed", cause=ending.cause)
+        if ending.error is not None and (not ending.died or stops.count):
+            raise ending.error
+        deaths_in_a_row = 1 if ending.saved else deaths_in_a_row + 1
+        if deaths_in_a_row > max_restarts:
+            raise RestartsExhaustedError(
+                f"the trainer {ending.cause}, for the {_ordinal(deaths_in_a_row)} time in a row without saving.",
+                f"{run.resume_command}   tries again; the trainer's words are in {run.log_file}",
+            )
+        if ending.for_want_of_memory:
+            plan = _smaller(run, plan)
+        wait_seconds = min(FIRST_WAIT_SECONDS * 2 ** (deaths_in_a_row - 1), LONGEST_WAIT_SECONDS)
+        event = run.events.append(
+            "trainer_restarted",
+            cause=ending.cause,
+            deaths_in_a_row=deaths_in_a_row,
+            max_restarts=max_restarts,
+            wait_seconds=wait_seconds,
+        )
+        screen.show(event)
+        stops.wait(wait_seconds)
+        if stops.count:
+            run.events.append(
+                "session_ended", state="stopped", cause="asked for before the next trainer was started"
+            )
+            return STOPPED
+
+
+def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals) -> Ending:
+    """Start a trainer, and watch over it until it has ended."""
+    child = Child("lowmem_seq.training", str(run.path), environment=plan.environment, log=run.log_file)
+    watch = MemoryWatch(run, plan.cap_bytes, child, screen)
+    told_to_stop = saved = False
+    with stops.ending(child, at=2):
+        for message in child.messages(SAMPLE_SECONDS):
+            if stops.count and not told_to_stop:
+                told_to_stop = True
+                child.tell("stop")
+                screen.show_stopping()
+            watch.sample()
+            if message is not None:
+                saved = saved or message.get("event") == "checkpoint"
+                screen.show(message)
+        code = child.wait()
+    watch.record()
+    if code in (0, STOPPED):
+        return Ending(code, "", died=False, for_want_of_memory=False, saved=saved)
+    short = child.ran_out_of_memory or (child.was_killed(code) and watch.machine_is_short)
+    failure = child.failure(code, "trainer")
+    failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"
+    return Ending(
+        code=code,
+        cause=child.describe_end(code) + (", for want of memory" if short else ""),
+        died=short or child.died(code),
+        for_want_of_memory=short,
+        saved=saved,
+        error=failure,
+    )
+
+
+def _smaller(run: RunFolder, plan: Plan) -> Plan:
+    """Return the plan with half the micro-batch, written down; one image can't be halved."""
+    stored = run.read_json(run.plan_file)
+    plan = plan if stored is None else plan_from_json(stored)  # the trainer may have made it smaller already
+    if plan.micro_batch == 1:
+        return plan
+    smaller = replace(plan, micro_batch=plan.micro_batch // 2)
+    write_json(run.plan_file, smaller.to_json())
+    run.events.append(
+        "micro_batch_changed",
+        micro_batch_before=plan.micro_batch,
+        micro_batch=smaller.micro_batch,
+        cause="the trainer died for want of memory",
+    )
+    return smaller
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

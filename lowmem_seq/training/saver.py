@@ -1,0 +1,123 @@
+"""The checkpoints of one session: when one is due, how it is written, and which one is gone on from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, Retention
+from lowmem_seq.config import CheckpointConfig
+from lowmem_seq.disk import free_bytes
+from lowmem_seq.errors import DiskError, NoCheckpointError
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.training.journal import Journal
+from lowmem_seq.training.patience import DiskPatience
+from lowmem_seq.training.saving import SavingClock
+from lowmem_seq.training.state import TrainingState
+from lowmem_seq.units import format_bytes
+
+HEADER_BYTES = 10**6
+"""What headers, counters and the manifest of a checkpoint take at the most."""
+
+
+class Saver:
+    """Writes what a session is to be resumed from.
+
+    Args:
+        run: where it is kept.
+        settings: how often, and how many.
+        state: what is saved.
+        identity: what the checkpoints of this run belong to.
+        journal: hears of every save, and of every checkpoint that is passed over.
+        stop_requested: whether somebody asks the run to stop; then a full disk is not waited for.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: CheckpointConfig,
+        state: TrainingState,
+        identity: Mapping[str, str],
+        journal: Journal,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        retention = Retention(settings.keep, settings.keep_best, settings.keep_every_steps)
+        self.store = CheckpointStore(run.checkpoints, retention)
+        self.patience = DiskPatience(run.path, journal, settings.disk_patience_seconds, stop_requested)
+        self._run, self._settings, self._state = run, settings, state
+        self.identity, self._journal = identity, journal
+        self._clock = SavingClock(settings.interval)
+        self._saved_step = 0
+
+    def is_due(self, is_best: bool) -> bool:
+        """Whether to save the last complete step: by the interval, or as a new best where that costs little."""
+        step = self._state.counters.step
+        return self._clock.is_due(step) or (is_best and self._clock.is_affordable())
+
+    def save(self) -> None:
+        """Save the last complete step, unless it is saved already.
+
+        Raises:
+            DiskError: the disk refused for longer than the patience.
+        """
+        step = self._state.counters.step
+        if step == self._saved_step:
+            return
+        began = time.monotonic()
+        checkpoint, seconds = self.patience.run(f"the checkpoint of step {step}", self._save_once)
+        self._saved_step = step
+        self._journal.pause_ended(time.monotonic() - began)
+        self._clock.saved(seconds)
+        self._journal.record("checkpoint", step=step, path=checkpoint.path.name, seconds=seconds)
+
+    def _save_once(self) -> tuple[Checkpoint, float]:
+        began = time.monotonic()
+        counters = self._state.counters
+        counters.wall_seconds = self._journal.wall_seconds()
+        checkpoint = self.store.save(
+            counters.step, self._state.writers(), self.identity, counters.metrics, self.checkpoint_bytes
+        )
+        return checkpoint, time.monotonic() - began
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What one checkpoint needs on the disk."""
+        return self._state.saved_bytes + HEADER_BYTES
+
+    def require_disk_space(self) -> None:
+        """See whether the disk has room for the checkpoints that will lie side by side, and the final weights.
+
+        Raises:
+            DiskError: it hasn't.
+        """
+        missing = max(1, self._settings.keep + 1 - len(self.store.all()))
+        weights_bytes = sum(value.nbytes for value in self._state.parameters.values())
+        needed, free = missing * self.checkpoint_bytes + weights_bytes, free_bytes(self._run.path)
+        if free < needed:
+            raise DiskError(
+                f"{self._run.path} needs {format_bytes(needed)} on the disk: {missing} checkpoints of "
+                f"{format_bytes(self.checkpoint_bytes)}, and the final weights; {format_bytes(free)} are free.",
+                "make room, or put the run elsewhere: --run-dir DIR",
+            )
+
+    def load_newest(self) -> None:
+        """Take up the newest checkpoint that verifies; where none was ever saved, step 0 it is.
+
+        Raises:
+            NoCheckpointError: checkpoints were saved, and none verifies, or none is there.
+            UsageError: they belong to another experiment.
+        """
+        checkpoint = self.store.newest_valid(
+            self.identity, lambda what: self._journal.record("checkpoint_passed_over", message=what)
+        )
+        if checkpoint is not None:
+            self._state.load(checkpoint)
+            self._saved_step = self._state.counters.step
+            self._journal.take_up(self._state.counters)
+            return
+        saved = [event.get("step") for event in self._run.events if event["event"] == "checkpoint"]
+        if saved:
+            raise NoCheckpointError(
+                f"step {saved[-1]} of this run was saved, and {self.store.folder} holds no checkpoint now.",
+                "restore the folder from a copy, or start a new run with lowmem-seq train",
+            )

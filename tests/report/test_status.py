@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_seq.disk import free_bytes
+from lowmem_seq.errors import UsageError
+from lowmem_seq.report.status import Status, read_status, saved_steps
+from lowmem_seq.report.summary import summarise
+from lowmem_seq.runs.folder import RunFolder
+from tests.checkpoint.builders import save_step
+from tests.report.builders import (
+    BATCH,
+    STEPS,
+    crash,
+    finish,
+    pause,
+    record_memory,
+    restart,
+    save,
+    start_session,
+    stop,
+    tell,
+    train_to,
+    validate,
+)
+
+CONTRACT = {
+    "state",
+    "step",
+    "epoch",
+    "images_seen",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "images_per_second",
+    "wall_seconds",
+    "tree_bytes",
+    "peak_tree_bytes",
+    "cap_bytes",
+    "micro_batch",
+    "accumulation",
+    "parameters",
+    "weights_sha256",
+    "restarts",
+    "peers",
+}
+OWN = {
+    "run",
+    "name",
+    "total_steps",
+    "cause",
+    "saved_step",
+    "saved_unix_seconds",
+    "eta_seconds",
+    "last_event_unix_seconds",
+    "last_restart_cause",
+    "checkpoints",
+    "free_bytes",
+}
+
+
+def held(run: RunFolder) -> Status:
+    """The status while a process holds the run."""
+    with run.locked():
+        return read_status(run)
+
+
+def test_a_half_made_run_has_every_key_and_knows_nothing(run: RunFolder) -> None:
+    told = read_status(run).to_json()
+    assert told.keys() == CONTRACT | OWN
+    assert abs(told.pop("free_bytes") - free_bytes(run.path)) < 10**9
+    assert {key: value for key, value in told.items() if value is not None} == {
+        "run": str(run.path),
+        "name": "tiny",
+        "state": "crashed",
+        "cause": "ended without a word",
+        "checkpoints": [],
+        "restarts": 0,
+    }
+
+
+def test_the_figures_are_those_of_the_report(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 20, wall_seconds=3.5)
+    record_memory(run, 500, 600)
+    validate(run, 20)
+    finish(run)
+    told, summary = read_status(run).to_json(), summarise(run)
+    shared = told.keys() & summary.keys() - {"images_per_second", "saved_step"}
+    assert shared > CONTRACT - {"images_per_second"}
+    assert {key: told[key] for key in shared} == {key: summary[key] for key in shared}
+    assert (told["state"], told["test_accuracy"], told["accumulation"], told["wall_seconds"]) == (
+        "finished",
+        0.6,
+        3,
+        12.5,
+    )
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_the_rate_is_the_most_recent_one(run: RunFolder) -> None:
+    start_session(run)
+    for step, rate in ((20, 50.0), (40, 100.0), (60, 10.0)):
+        train_to(run, step, rate=rate)
+    assert read_status(run).images_per_second == 10.0
+    assert summarise(run)["images_per_second"] == 50.0
+
+
+# Running or not, and why.
+
+
+def test_states(run: RunFolder) -> None:
+    def state() -> tuple[str, str | None, bool]:
+        status = read_status(run)
+        return status.figures["state"], status.cause, status.starting
+
+    with run.locked():
+        assert state() == ("running", None, True)
+        start_session(run)
+        assert state() == ("running", None, False)
+        restart(run, "was ended by SIGKILL")
+        assert state() == ("running", None, True)
+        start_session(run)
+        pause(run)
+        assert state() == ("paused", None, False)
+    assert state() == ("crashed", "ended without a word", False)
+    crash(run, "was ended by SIGSEGV")
+    assert state() == ("crashed", "was ended by SIGSEGV", False)
+    stop(run, 20)
+    assert state() == ("stopped", None, False)
+    start_session(run, step=20)
+    assert state() == ("crashed", "ended without a word", False)
+    finish(run)
+    assert state() == ("finished", None, False)
+
+
+def test_the_trainers_lock_alone_is_a_run_that_runs(run: RunFolder) -> None:
+    start_session(run)
+    with run.writing():
+        assert read_status(run).figures["state"] == "running"
+
+
+def test_a_pause_says_what_waits_and_why(run: RunFolder) -> None:
+    start_session(run)
+    pause(run)
+    assert held(run).paused == "the checkpoint of step 40: No space left on device"
+    tell(run, "unpaused", what="the checkpoint of step 40", seconds=2.0)
+    assert held(run).paused is None
+
+
+def test_a_crash_that_gave_no_cause_says_so(run: RunFolder) -> None:
+    start_session(run)
+    tell(run, "session_ended", state="crashed")
+    assert read_status(run).cause == "ended, and did not say why"
+
+
+def test_a_state_that_is_none_counts_as_a_crash(run: RunFolder) -> None:
+    start_session(run)
+    tell(run, "session_ended", state="\x1b[31m", cause="odd")
+    status = read_status(run)
+    assert (status.figures["state"], status.cause) == ("crashed", "odd")
+
+
+def test_restarts_with_the_cause_of_the_last(run: RunFolder) -> None:
+    assert read_status(run).last_restart_cause is None
+    start_session(run)
+    restart(run, "was ended by SIGKILL")
+    start_session(run)
+    restart(run, "ended with code 1, for want of memory")
+    start_session(run)
+    status = read_status(run)
+    assert (status.figures["restarts"], status.last_restart_cause) == (2, "ended with code 1, for want of memory")
+
+
+# Time.
+
+
+def test_the_time_left_counts_steps_and_their_share_of_evaluations_and_saves(run: RunFolder) -> None:
+    start_session(run, step=20)
+    assert held(run).eta_seconds is None
+    train_to(run, 30, rate=BATCH / 2.0)  # 2 s a step
+    assert held(run).eta_seconds == pytest.approx(30 * 2.0)
+    validate(run, 30, seconds=4.0)
+    save(run, 30, seconds=6.0)  # 10 s in 10 steps
+    assert held(run).eta_seconds == pytest.approx(30 * 3.0)
+    train_to(run, STEPS, rate=BATCH / 2.0)
+    assert held(run).eta_seconds == 0.0
+
+
+def test_the_time_left_is_told_from_the_rates_of_late(run: RunFolder) -> None:
+    start_session(run)
+    for step in range(1, 20):
+        train_to(run, step, rate=BATCH / 100.0)
+    for step in range(20, 29):
+        train_to(run, step, rate=BATCH / 1.0)
+    train_to(run, 29, rate=BATCH / 1000.0)  # a moment in which the machine was busy
+    assert held(run).eta_seconds == pytest.approx(31.0)
+
+
+def test_the_time_left_is_told_from_the_present_session_and_while_it_runs(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 20, rate=BATCH / 5.0)
+    save(run, 20, seconds=100.0)
+    assert held(run).eta_seconds is not None
+    assert read_status(run).eta_seconds is None
+    pause(run)
+    assert held(run).eta_seconds is None
+    crash(run, "killed")
+    assert held(run).eta_seconds is None
+    start_session(run, step=20)
+    assert held(run).eta_seconds is None
+    train_to(run, 40, rate=BATCH / 1.0)
+    assert held(run).eta_seconds == pytest.approx(20.0)
+
+
+def test_a_night_with_a_closed_lid_is_not_counted(run: RunFolder) -> None:
+    start_session(run, at=1000.0)
+    train_to(run, 20, rate=BATCH / 1.0, at=1020.0)
+    train_to(run, 40, rate=BATCH / 1.0, at=1040.0 + 8 * 3600)
+    assert held(run).eta_seconds == pytest.approx(20.0)
+
+
+def test_ages_are_those_of_the_last_events(run: RunFolder) -> None:
+    start_session(run, at=1000.0)
+    record_memory(run, 1, 2, at=1015.0)
+    train_to(run, 20, at=1020.0)
+    status = held(run)
+    assert (status.memory_unix_seconds, status.heard_unix_seconds) == (1015.0, 1020.0)
+    assert status.to_json()["last_event_unix_seconds"] == 1020.0
+
+
+@pytest.mark.parametrize("at", [-1.0, 1e300, "yesterday", None])
+def test_a_time_that_is_none_is_not_known(run: RunFolder, at: Any) -> None:
+    line = json.dumps({"time_unix_seconds": at, "event": "memory", "tree_bytes": 1, "peak_tree_bytes": 2})
+    run.events.path.write_text(line + "\n", encoding="utf-8")
+    status = read_status(run)
+    assert (status.heard_unix_seconds, status.memory_unix_seconds) == (None, None)
+
+
+# What lies there.
+
+
+def test_the_newest_checkpoint_is_the_folders_and_its_time_the_events(run: RunFolder) -> None:
+    saved = [save_step(run, step) for step in (10, 20)]
+    save(run, 10, at=1010.0)
+    save(run, 20, at=1020.0)
+    status = read_status(run)
+    assert (status.saved_step, status.saved_unix_seconds, status.lost_step) == (20, 1020.0, None)
+    assert status.checkpoints == tuple(
+        (checkpoint.step, sum(file.stat().st_size for file in checkpoint.path.iterdir())) for checkpoint in saved
+    )
+    assert status.to_json()["checkpoints"] == [{"step": step, "bytes": size} for step, size in status.checkpoints]
+    shutil.rmtree(saved[1].path)
+    status = read_status(run)
+    assert (status.saved_step, status.saved_unix_seconds) == (10, 1010.0)
+
+
+def test_a_save_that_no_event_tells_of_has_the_time_of_its_manifest(run: RunFolder) -> None:
+    saved = save_step(run, 30)
+    os.utime(saved.path / "manifest.json", (1030, 1030))
+    assert (read_status(run).saved_step, read_status(run).saved_unix_seconds) == (30, 1030.0)
+    (saved.path / "manifest.json").unlink()
+    assert (read_status(run).saved_step, read_status(run).saved_unix_seconds) == (30, None)
+
+
+def test_saves_whose_checkpoints_are_gone_are_told_of(run: RunFolder) -> None:
+    save(run, 10)
+    save(run, 20)
+    status = read_status(run)
+    assert (status.saved_step, status.lost_step, status.to_json()["saved_step"]) == (None, 20, None)
+
+
+def test_what_is_broken_or_half_written_is_no_checkpoint(run: RunFolder) -> None:
+    saved = save_step(run, 10)
+    saved.path.rename(saved.path.with_name("broken-step-00000010"))
+    (run.checkpoints / "step-00000020.partial-0123abcd").mkdir()
+    assert read_status(run).checkpoints == ()
+
+
+def test_saved_steps_are_those_with_a_number(run: RunFolder) -> None:
+    save(run, 10, at=1010.0)
+    save(run, 20, at=1e300)
+    tell(run, "checkpoint", step=[1])
+    tell(run, "checkpoint")
+    assert saved_steps(run) == {10: 1010.0, 20: None}
+
+
+# Folders that are not as they should be.
+
+
+def test_a_torn_last_line_hides_nothing_else(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 20)
+    with run.events.path.open("ab") as file:
+        file.write(b'{"event": "train", "step": 99')
+    assert read_status(run).figures["step"] == 20
+
+
+def train_at_no_rate(run: RunFolder) -> None:
+    start_session(run)
+    train_to(run, 20, rate=0.0)
+
+
+ODD: dict[str, Callable[[RunFolder], None]] = {
+    "a step in words": lambda run: tell(run, "train", step="ten", images_per_second=1.0),
+    "no rate": lambda run: tell(run, "train", step=1),
+    "a rate of nothing": train_at_no_rate,
+    "a step without end": lambda run: tell(run, "train", step=1e999, images_per_second=1.0),
+    "no number": lambda run: tell(run, "train", step=float("nan"), images_per_second=1.0),
+    "a list as a loss": lambda run: tell(run, "train", step=1, train_loss=[1], images_per_second=1.0),
+    "a list as a step": lambda run: tell(run, "checkpoint", step=[1]),
+    "no peak": lambda run: tell(run, "memory", tree_bytes=1),
+    "epochs in words": lambda run: tell(run, "session_started", step=1, epochs="many"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_events_that_make_no_sense_are_told_of(run: RunFolder, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **_: dumps(value))  # somebody else's JSON: NaN and Infinity
+    ODD[kind](run)
+    with run.locked(), pytest.raises(UsageError) as caught:
+        read_status(run)
+    assert caught.value.message.startswith(f"an event in {run.path / 'events.jsonl'} is not as expected (")
+    assert caught.value.hint == "restore it from a copy of the run"
+
+
+def test_a_disk_that_does_not_answer_is_not_known(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("lowmem_seq.report.status.free_bytes", fail)
+    assert read_status(run).free_bytes is None
