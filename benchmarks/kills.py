@@ -114,7 +114,7 @@ def lost_steps(run: RunFolder, every: int) -> tuple[int, list[str]]:
         elif kind in ("train", "validation", "checkpoint"):
             done = max(done, event["step"])
             saved = max(saved, event["step"] if kind == "checkpoint" else 0)
-        elif kind == "checkpoint_passed_over" and "recovered" not in event["message"]:
+        elif kind == "checkpoint_passed_over":
             failures.append(event["message"])
     if most > every and not failures:
         failures.append(f"{most} steps were lost, and every {every} steps were saved")

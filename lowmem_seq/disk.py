@@ -3,7 +3,7 @@
 On macOS a plain fsync leaves the data in the drive's cache, so F_FULLFSYNC is asked for; network volumes don't know
 it, and get the plain one. Windows can't sync folders: its rename is durable with the journal of the volume. It
 refuses to rename what another program (mostly a scanner) has open, so a refused rename is tried again for two
-seconds.
+seconds. And its errors have codes of their own, many of which Python tells as EACCES or EINVAL.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ from typing import IO, Any, Protocol
 RENAME_WAITS_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOTTY, errno.EOPNOTSUPP})
 TROUBLE = frozenset(
-    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ENXIO", "ESTALE") if hasattr(errno, name)
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ENXIO", "ENODEV", "ESTALE")
+    if hasattr(errno, name)
 )
 """Errors that freeing space, plugging a disk in again or waiting may mend."""
+WINDOWS_FULL = frozenset({39, 112})
+WINDOWS_LOCKED = frozenset({5, 32, 33})
+"""Access denied, sharing violation, lock violation: what a file says that another program has open."""
+WINDOWS_FAILING = frozenset({21, 23, 55, 59, 64, 1117})
+"""Not ready, CRC, network resource gone, network error, network name gone, I/O device error."""
+WINDOWS_TROUBLE = WINDOWS_FULL | WINDOWS_LOCKED | WINDOWS_FAILING
 
 
 class Disk(Protocol):
@@ -64,16 +72,7 @@ class SystemDisk:
     def sync_file(self, file: IO[Any]) -> None:
         """See Disk."""
         file.flush()
-        if self._platform == "darwin":
-            fcntl: Any = importlib.import_module("fcntl")
-            try:
-                fcntl.fcntl(file.fileno(), fcntl.F_FULLFSYNC)
-            except OSError as error:
-                if error.errno not in UNSUPPORTED:
-                    raise
-            else:
-                return
-        os.fsync(file.fileno())
+        self._sync(file.fileno())
 
     def sync_folder(self, folder: Path) -> None:
         """See Disk."""
@@ -81,12 +80,24 @@ class SystemDisk:
             return
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            self._sync(descriptor)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
         finally:
             os.close(descriptor)
+
+    def _sync(self, descriptor: int) -> None:
+        if self._platform == "darwin":
+            fcntl: Any = importlib.import_module("fcntl")
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+            else:
+                return
+        os.fsync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         """See Disk."""
@@ -125,6 +136,24 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def is_trouble(error: OSError) -> bool:
-    """Whether the disk is full or fails, which may pass, and not the request is wrong."""
+def is_trouble(error: OSError, platform: str = sys.platform) -> bool:
+    """Whether the disk is full, fails or is gone, which may pass, and not the request is wrong.
+
+    On Windows a refused access counts too: mostly another program has the file open.
+    """
+    if platform == "win32" and (
+        isinstance(error, PermissionError) or getattr(error, "winerror", None) in WINDOWS_TROUBLE
+    ):
+        return True
     return error.errno in TROUBLE
+
+
+def errno_of(code: int, platform: str = sys.platform) -> int:
+    """Return the errno of a code that a library tells as the system's: on Windows it is one of Windows' own."""
+    if platform != "win32":
+        return code
+    if code in WINDOWS_FULL:
+        return errno.ENOSPC
+    if code in WINDOWS_LOCKED:
+        return errno.EACCES
+    return errno.EIO if code in WINDOWS_FAILING else errno.EINVAL

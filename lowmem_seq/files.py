@@ -9,9 +9,11 @@ docs/concepts/checkpoints.md says what this protects against.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import uuid
 from collections.abc import Iterator
@@ -21,7 +23,10 @@ from typing import IO, Any
 from lowmem_seq.disk import Disk, SystemDisk
 
 TEMPORARY_MARK = ".partial-"
+"""In the name of what is being written; a checkpoint in which all verifies may yet be given the name it wanted."""
 REMOVED_MARK = ".removed-"
+"""In the name of what is being deleted; it wants no name (`name_wanted` returns it as it is), so that a checkpoint
+that was to go is never brought back."""
 LARGEST_JSON_BYTES = 2 * 10**6
 
 _disk: Disk = SystemDisk()
@@ -54,13 +59,47 @@ def name_wanted(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it where they are missing; their names are on the disk on return."""
+    """Make a folder, and those above it where they are missing; their names are on the disk on return.
+
+    Raises:
+        OSError: what the disk said, or ENODEV where not even the root is there.
+    """
     if folder.is_dir():
         return
+    if folder.parent == folder:
+        raise OSError(errno.ENODEV, "there is no such disk", str(folder))
     make_folder(folder.parent)
+    make_folder_in_place(folder)
+
+
+def make_folder_in_place(folder: Path) -> None:
+    """Make a folder in one that must be there; its name is on the disk on return. One that is there is as good."""
+    if folder.is_dir():
+        return
     with contextlib.suppress(FileExistsError):  # another process was faster
         _disk.make_folder(folder)
     _disk.sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def needing(folder: Path, what: str) -> Iterator[None]:
+    """Where the block fails because a folder is gone, say so with ENODEV: its disk was pulled out, and may return.
+
+    The error of the block itself may be any: ENOENT under an empty mount point, ENODEV, EACCES.
+    """
+    try:
+        yield
+    except OSError as error:
+        if _is_there(folder):
+            raise
+        raise OSError(errno.ENODEV, f"{what} is gone", str(folder)) from error
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return stat.S_ISDIR(folder.stat().st_mode)
+    except OSError:
+        return False
 
 
 def sync_written(path: Path) -> None:
@@ -77,9 +116,8 @@ def rename(source: Path, target: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder; from the first moment on nothing stands under its name."""
-    doomed = folder if is_temporary(folder) else temporary_beside(folder, REMOVED_MARK)
-    if doomed != folder:
-        rename(folder, doomed)
+    doomed = temporary_beside(folder, REMOVED_MARK)
+    rename(folder, doomed)
     _disk.remove_tree(doomed)
 
 
@@ -135,10 +173,10 @@ def placing(path: Path) -> Iterator[Path]:
 def building_folder(path: Path, replacing: bool = False) -> Iterator[Path]:
     """Make a temporary folder that becomes the folder `path` when the block ends without an error.
 
-    The files inside are synced by the block. A folder that is already at `path` stays, and the new one is dropped
-    (whoever came first has built the same), unless `replacing`: then the old one goes when the new one is whole.
+    The folder above must be there, and the block syncs the files inside. A folder that is already at `path`
+    stays, and the new one is dropped (whoever came first has built the same), unless `replacing`: then the old one
+    goes when the new one is whole.
     """
-    make_folder(path.parent)
     temporary = temporary_beside(path)
     _disk.make_folder(temporary)
     try:
@@ -161,6 +199,8 @@ def building_folder(path: Path, replacing: bool = False) -> Iterator[Path]:
 
 def _exchange(new: Path, path: Path) -> None:
     """Put the whole folder `new` in the place of the one at `path`, which is deleted last."""
+    # Between the two renames nothing stands under the name. The old one has the mark of what is written and not of
+    # what is removed: so it can be recovered like the new one, if neither gets the name.
     old = temporary_beside(path)
     _disk.rename(path, old)
     try:
@@ -169,16 +209,17 @@ def _exchange(new: Path, path: Path) -> None:
         _disk.rename(old, path)
         raise
     _disk.sync_folder(path.parent)
-    _disk.remove_tree(old)
+    remove_leftover(old)
 
 
 def append_line(path: Path, line: bytes) -> None:
     """Add a line to a file in one write; if the file ends in a torn line, on a fresh line.
 
     Raises:
-        OSError: what the disk said; a part of the line may be there.
+        OSError: what the disk said, or ENODEV where the file's folder is gone; a part of the line may be there.
     """
-    _disk.append(path, (b"\n" if _ends_torn(path) else b"") + line + b"\n")
+    with needing(path.parent, "the folder"):
+        _disk.append(path, (b"\n" if _ends_torn(path) else b"") + line + b"\n")
 
 
 def _ends_torn(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lowmem_seq.disk import RENAME_WAITS_SECONDS, SystemDisk, free_bytes, is_trouble
+from lowmem_seq.disk import RENAME_WAITS_SECONDS, SystemDisk, errno_of, free_bytes, is_trouble
 from tests.builders import NEEDS_LINKS, names
 
 F_FULLFSYNC = 51
@@ -136,6 +136,29 @@ def test_a_folder_is_synced_where_that_is_known_and_its_errors_pass_through(
     assert error == (code if raised else None)
     assert [os.path.samestat(one, tmp_path.stat()) for one in synced] == [True]
     assert [is_open(descriptor) for descriptor in heard.descriptors] == [False]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't open folders")
+@pytest.mark.parametrize(
+    ("refusal", "plain_syncs", "raised"),
+    [(None, 0, None), (errno.ENOTSUP, 1, None), (errno.EIO, 0, errno.EIO)],
+)
+def test_on_macos_the_drive_itself_is_asked_to_write_a_folder_s_names_too(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fsync: Descriptors,
+    refusal: int | None,
+    plain_syncs: int,
+    raised: int | None,
+) -> None:
+    full = fake_fcntl(monkeypatch, refusal)
+    error = None
+    try:
+        SystemDisk("darwin").sync_folder(tmp_path)
+    except OSError as caught:
+        error = caught.errno
+    assert (len(full.descriptors), len(fsync.descriptors), error) == (1, plain_syncs, raised)
+    assert [is_open(descriptor) for descriptor in full.descriptors] == [False]
 
 
 def test_windows_can_not_sync_a_folder_and_is_not_asked(
@@ -299,13 +322,54 @@ def test_free_bytes_are_what_this_user_may_write(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("code", "passes"),
     [
-        *((code, True) for code in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.ENXIO)),
+        *((code, True) for code in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV)),
         *((code, False) for code in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.EISDIR, None)),
     ],
 )
 def test_trouble_is_what_room_or_waiting_may_mend(code: int | None, passes: bool) -> None:
     error = OSError("without a number") if code is None else OSError(code, os.strerror(code))
-    assert is_trouble(error) == passes
+    assert is_trouble(error, "linux") == is_trouble(error, "darwin") == passes
+
+
+class WindowsError(OSError):
+    """An error with the code that Windows gave, beside the errno that Python makes of it."""
+
+    def __init__(self, code: int, errno_: int) -> None:
+        super().__init__(errno_, "what Windows said")
+        self.told = code
+
+    @property
+    def winerror(self) -> int:  # type: ignore[override, unused-ignore]
+        return self.told
+
+
+@pytest.mark.parametrize("code", [39, 112, 23, 21, 55, 59, 64, 1117, 5, 32, 33])
+def test_on_windows_its_own_codes_of_a_disk_are_trouble_and_nowhere_else(code: int) -> None:
+    error = WindowsError(code, errno.EINVAL)
+    assert [is_trouble(error, platform) for platform in ("win32", "linux", "darwin")] == [True, False, False]
+
+
+@pytest.mark.parametrize("code", [2, 3, 87, 123, 145])
+def test_on_windows_what_waiting_can_not_mend_is_no_trouble(code: int) -> None:
+    assert not is_trouble(WindowsError(code, errno.EINVAL), "win32")
+
+
+def test_a_refused_access_is_trouble_on_windows_only() -> None:
+    assert [is_trouble(SCANNED, platform) for platform in ("win32", "linux", "darwin")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        *((code, errno.ENOSPC) for code in (39, 112)),
+        *((code, errno.EACCES) for code in (5, 32, 33)),
+        *((code, errno.EIO) for code in (21, 23, 55, 59, 64, 1117)),
+        *((code, errno.EINVAL) for code in (0, 1, 28, 87)),
+    ],
+)
+def test_a_code_is_windows_own_there_and_an_errno_elsewhere(code: int, found: int) -> None:
+    assert errno_of(code, "win32") == found
+    assert errno_of(code, "linux") == errno_of(code, "darwin") == code
 
 
 @pytest.mark.skipif(not hasattr(errno, "EDQUOT"), reason="this system has no quotas")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -17,12 +18,13 @@ from lowmem_seq import files
 from lowmem_seq.files import (
     LARGEST_JSON_BYTES,
     REMOVED_MARK,
-    TEMPORARY_MARK,
     append_line,
     building_folder,
     is_temporary,
     make_folder,
+    make_folder_in_place,
     name_wanted,
+    needing,
     placing,
     read_json,
     read_limited,
@@ -173,10 +175,6 @@ def test_a_folder_is_removed_under_a_temporary_name(folder: Path) -> None:
         "sync folder run",
         "remove tree pack!",
     ]
-    for mark, sign in ((TEMPORARY_MARK, "~"), (REMOVED_MARK, "!")):
-        leftover = temporary_beside(folder / "pack", mark)
-        leftover.mkdir()
-        assert asked_for(remove_folder, leftover) == [f"remove tree pack{sign}"]
     assert names(folder) == []
 
 
@@ -185,6 +183,62 @@ def test_folders_are_made_from_the_top_each_with_its_name_synced(folder: Path) -
     assert asked_for(make_folder, folder / "a" / "b") == order
     assert asked_for(make_folder, folder / "a" / "b") == []
     assert (folder / "a" / "b").is_dir()
+
+
+def test_where_not_even_the_root_is_there_no_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows with a drive that was pulled out: Z: is its own parent, and there is no end above it."""
+    monkeypatch.setattr(Path, "is_dir", lambda path: False)
+    disk = RefusingDisk(refuse_at=0)
+    with pytest.raises(OSError, match="there is no such disk") as caught, files.using(disk):
+        make_folder(Path("runs").absolute())
+    assert caught.value.errno == errno.ENODEV
+    assert caught.value.filename == Path.cwd().anchor
+    assert disk.asked == []
+
+
+def test_a_folder_in_another_is_made_without_those_above_it(folder: Path) -> None:
+    assert asked_for(make_folder_in_place, folder / "a") == ["make folder a", "sync folder run"]
+    assert asked_for(make_folder_in_place, folder / "a") == []
+    with pytest.raises(FileNotFoundError):
+        make_folder_in_place(folder / "b" / "c")
+    assert names(folder) == ["a"]
+
+
+def fail_in_need_of(folder: Path, error: Exception) -> None:
+    with needing(folder, "the run folder"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no such file"), OSError(errno.EIO, "error")])
+def test_an_error_where_a_needed_folder_is_gone_says_so(folder: Path, error: OSError) -> None:
+    with pytest.raises(OSError, match=r"error|no such file") as caught:
+        fail_in_need_of(folder, error)
+    assert caught.value is error
+    folder.rmdir()
+    with pytest.raises(OSError, match="the run folder is gone") as caught:
+        fail_in_need_of(folder, error)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, str(folder))
+    with pytest.raises(ValueError, match="a defect"):
+        fail_in_need_of(folder, ValueError("a defect"))
+
+
+def test_a_folder_that_can_not_be_looked_at_is_as_good_as_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(path: Path) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(OSError, match="the run folder is gone") as caught:
+        fail_in_need_of(folder, PermissionError(errno.EACCES, "denied"))
+    assert caught.value.errno == errno.ENODEV
+
+
+def test_a_line_for_a_folder_that_is_gone_is_the_disk_s_trouble(folder: Path) -> None:
+    with pytest.raises(OSError, match="the folder is gone") as caught:
+        append_line(folder / "gone" / "log", b"one")
+    assert caught.value.errno == errno.ENODEV
+    assert names(folder) == []
 
 
 def test_a_folder_that_another_process_makes_at_the_same_moment_is_as_good(
@@ -309,13 +363,24 @@ def test_where_the_new_folder_can_not_take_the_name_the_old_one_gets_it_back(fol
     assert found(folder / "pack") == "old"
 
 
+def test_a_replaced_folder_that_can_not_be_deleted_is_left_under_a_temporary_name(folder: Path) -> None:
+    rebuild(folder / "pack", "old")
+    disk = RefusingDisk(refuse_at=5)
+    with files.using(disk):
+        rebuild(folder / "pack", "new")
+    assert disk.asked[5:] == ["remove tree pack~"]
+    assert found(folder / "pack") == "new"
+    assert {name_wanted(path) for path in folder.iterdir()} == {"pack"}
+    assert [found(path) for path in folder.iterdir() if is_temporary(path)] == ["old"]
+
+
 def test_a_removal_that_is_refused_leaves_the_folder_or_a_temporary_name(folder: Path) -> None:
     for refuse_at, left in ((0, False), (1, True), (2, True)):
         build(folder / "pack", "old")
         with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at)):
             remove_folder(folder / "pack")
         assert [is_temporary(path) for path in folder.iterdir()] == [left]
-        remove_folder(next(folder.iterdir()))
+        remove_leftover(next(folder.iterdir()))
 
 
 @pytest.mark.parametrize("refuse_at", range(4))
@@ -379,12 +444,18 @@ def test_a_kill_in_the_middle_leaves_the_old_file_and_a_temporary_name(tmp_path:
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    path = tmp_path / "deeper" / "pack"
+    path = tmp_path / "pack"
     with building_folder(path) as building:
         write_text(building / "a", "a")
         assert not path.exists()
     assert (path / "a").read_text() == "a"
     assert names(path.parent) == ["pack"]
+
+
+def test_the_folder_above_a_new_one_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), building_folder(tmp_path / "gone" / "pack"):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:

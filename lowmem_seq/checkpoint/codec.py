@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowmem_seq.checkpoint.header import read_shapes
+from lowmem_seq.disk import errno_of
 from lowmem_seq.errors import NoCheckpointError
 
 _SYSTEM_ERROR = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)")
-_WINDOWS_DISK_FULL = frozenset({39, 112})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -37,17 +37,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {})
         )
     except SafetensorError as error:
-        raise _as_system_error(error, path) from error
+        raise as_system_error(error, path) from error
     path.chmod(mode)
 
 
-def _as_system_error(error: SafetensorError, path: Path) -> OSError | SafetensorError:
+def as_system_error(error: SafetensorError, path: Path, platform: str = sys.platform) -> OSError | SafetensorError:
     """Return the system's error that the library wraps in words of its own, or the error itself."""
     found = _SYSTEM_ERROR.search(str(error))
     if found is None:
         return error
-    code = int(found[1] or found[2])
-    return OSError(errno.ENOSPC if code in _WINDOWS_DISK_FULL else code, str(error), str(path))
+    return OSError(errno_of(int(found[1] or found[2]), platform), str(error), str(path))
 
 
 def read_tensors_into(target: Mapping[str, Tensor], path: Path, what: str) -> None:

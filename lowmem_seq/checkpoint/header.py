@@ -11,6 +11,18 @@ from lowmem_seq.errors import NoCheckpointError
 LARGEST_HEADER_BYTES = 2 * 10**6
 """A header takes 14 times its length in memory when it is read. The optimizer's of sequencer2d_l has 0.3 MB."""
 
+TYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""What torch calls the types, by what safetensors calls them."""
+
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 """Type and shape by name: `{"head.bias": ("F32", (10,))}`."""
 

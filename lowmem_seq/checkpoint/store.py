@@ -24,8 +24,9 @@ from lowmem_seq.errors import NoCheckpointError, UsageError
 from lowmem_seq.files import (
     building_folder,
     is_temporary,
-    make_folder,
+    make_folder_in_place,
     name_wanted,
+    needing,
     parse_json,
     read_limited,
     remove_folder,
@@ -44,9 +45,11 @@ LARGEST_MANIFEST_BYTES = 10**6
 LARGEST_COUNTERS_BYTES = 10**4
 """Of state.json; JSON takes up to 25 times its length in memory when it is read."""
 MOST_FILES = 64
-BROKEN_PREFIX = "broken-"
+BROKEN_PREFIX, UNREAD_PREFIX, FOREIGN_PREFIX = "broken-", "unread-", "foreign-"
+SET_ASIDE_PREFIXES = (BROKEN_PREFIX, UNREAD_PREFIX, FOREIGN_PREFIX)
 KEPT_BROKEN = 2
-"""Checkpoints that were set aside and stay for a look at them."""
+"""Broken checkpoints that were set aside and stay for a look at them. Those with the other prefixes may be whole:
+they are never deleted here."""
 _STEP_NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,17})")
 _SEAL = '"manifest_sha256": "{}"'
 _SEALED = re.compile(_SEAL.format("([0-9a-f]{64})"))
@@ -83,8 +86,12 @@ class Retention:
     every_steps: int | None = None
 
 
+Tell = Callable[[Literal["checkpoint_passed_over", "checkpoint_recovered"], str], None]
+"""Hears the name of an event, and a sentence for people."""
+
+
 class CheckpointStore:
-    """The checkpoints folder of one run."""
+    """The checkpoints folder of one run. Its own folder is made here, the run's is not."""
 
     def __init__(self, folder: Path, retention: Retention) -> None:
         self.folder = folder
@@ -107,7 +114,7 @@ class CheckpointStore:
         metrics: Mapping[str, float | int | None] | None = None,
         expected_bytes: int = 0,
     ) -> Checkpoint:
-        """Write a checkpoint, verify it, and delete those that are too many.
+        """Write a checkpoint, verify it, give it its name, and delete what is too many.
 
         Args:
             step: optimizer steps that are in it.
@@ -117,11 +124,26 @@ class CheckpointStore:
             expected_bytes: what the files need; with less free on the disk nothing is begun.
 
         Raises:
-            OSError: what the disk said, or EIO where what was written reads back otherwise; the checkpoints before
-                this one stay as they are.
+            OSError: what the disk said, EIO where what was written reads back otherwise, or ENODEV where the run
+                folder is gone; the checkpoints before this one stay as they are, also one of the same step.
         """
+        with needing(self.folder.parent, "the run folder"):
+            checkpoint = self._write(step, writers, identity, metrics, expected_bytes)
+        with contextlib.suppress(OSError):  # the new one is safe; the next save tries to delete again
+            self._prune()
+        return checkpoint
+
+    def _write(
+        self,
+        step: int,
+        writers: Mapping[str, Callable[[Path], None]],
+        identity: Mapping[str, str],
+        metrics: Mapping[str, float | int | None] | None,
+        expected_bytes: int,
+    ) -> Checkpoint:
         path = self.folder / f"step-{step:08d}"
-        make_folder(self.folder)
+        make_folder_in_place(self.folder)
+        self._remove_failed_attempts()
         free = free_bytes(self.folder)
         if free < expected_bytes:
             needed = f"{format_bytes(expected_bytes)} are needed, {format_bytes(free)} are free"
@@ -136,23 +158,20 @@ class CheckpointStore:
             manifest |= {"metrics": dict(metrics or {}), "files": files}
             with writing(temporary / MANIFEST) as file:
                 file.write(_sealed(manifest))
-        checkpoint = Checkpoint(path, step)
-        fault = find_fault(checkpoint)
-        if fault:
-            raise OSError(errno.EIO, f"what was written reads back otherwise: {fault.text}", str(path))
-        with contextlib.suppress(OSError):  # the new one is safe; the next save tries to delete again
-            self._prune()
-        return checkpoint
+            fault = find_fault(Checkpoint(temporary, step))
+            if fault:
+                raise OSError(errno.EIO, f"what was written reads back otherwise: {fault.text}", str(path))
+        return Checkpoint(path, step)
 
-    def newest_valid(self, identity: Mapping[str, str], tell: Callable[[str], None]) -> Checkpoint | None:
+    def newest_valid(self, identity: Mapping[str, str], tell: Tell) -> Checkpoint | None:
         """Return the newest checkpoint that verifies; None where none was ever saved.
 
-        One that does not verify is reported through `tell`; it is set aside under the name `broken-...` once an
-        older one was found to go on from. A checkpoint that was whole but had not got its name yet gets it.
+        One that does not verify is reported through `tell`; it is set aside under a name of SET_ASIDE_PREFIXES once
+        an older one was found to go on from. A checkpoint that was whole but had not got its name yet gets it.
 
         Args:
             identity: what the checkpoint must belong to.
-            tell: hears a sentence for people about each checkpoint that is passed over or recovered.
+            tell: hears of each checkpoint that is passed over or recovered.
 
         Raises:
             NoCheckpointError: there are checkpoints, and none of them can be used; nothing is moved then.
@@ -178,7 +197,7 @@ class CheckpointStore:
                 "restore the run's config.yaml; a run with other settings is a new one: lowmem-seq train",
             )
         told = [f"{checkpoint.path.name}: {fault.text}" for checkpoint, fault in passed]
-        told = told or sorted(path.name for path in self._paths() if path.name.startswith(BROKEN_PREFIX))
+        told = told or sorted(path.name for path in self._paths() if path.name.startswith(SET_ASIDE_PREFIXES))
         if told:
             raise NoCheckpointError(
                 f"no checkpoint in {self.folder} verifies ({'; '.join(told)}).",
@@ -189,32 +208,72 @@ class CheckpointStore:
     def _paths(self) -> list[Path]:
         return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
 
-    def _recover_leftovers(self, tell: Callable[[str], None]) -> None:
-        """Give a whole checkpoint its name if a kill came before the rename; delete other unfinished ones."""
-        for leftover in self._paths():
-            if not is_temporary(leftover):
-                continue
-            step = step_of(name_wanted(leftover))
-            final = leftover.with_name(name_wanted(leftover))
-            if step is None or final.exists() or not leftover.is_dir():
-                remove_leftover(leftover)
-                continue
-            fault = find_fault(Checkpoint(leftover, step))
-            if fault is None:
-                rename(leftover, final)
-                tell(f"{final.name} was whole and had not got its name yet: recovered")
-            elif fault.kind == "broken":  # any other may be whole
-                remove_leftover(leftover)
+    def _leftovers(self) -> list[Path]:
+        return [path for path in self._paths() if is_temporary(path)]
 
-    def _set_aside(self, passed: list[tuple[Checkpoint, Fault]], tell: Callable[[str], None]) -> None:
+    def _sift_leftovers(self) -> list[tuple[Checkpoint, Fault | None]]:
+        """Delete what is unfinished or was to go; return what may be whole and lacks its name, oldest first."""
+        found = []
+        for leftover in self._leftovers():
+            step = step_of(name_wanted(leftover)) if leftover.is_dir() else None
+            if step is None or leftover.with_name(name_wanted(leftover)).exists():
+                remove_leftover(leftover)
+                continue
+            checkpoint = Checkpoint(leftover, step)
+            fault = find_fault(checkpoint)
+            if fault is not None and fault.kind == "broken":
+                remove_leftover(leftover)
+            else:
+                found.append((checkpoint, fault))
+        return sorted(found, key=lambda one: one[0].step)
+
+    def _recover_leftovers(self, tell: Tell) -> None:
+        """Give a whole checkpoint its name if a kill came before the rename; delete other unfinished ones."""
+        for checkpoint, fault in self._sift_leftovers():
+            final = checkpoint.path.with_name(name_wanted(checkpoint.path))
+            if final.exists():  # the other one of two
+                remove_leftover(checkpoint.path)
+            elif fault is None:
+                rename(checkpoint.path, final)
+                tell("checkpoint_recovered", f"{final.name} was whole and had not got its name yet: recovered")
+
+    def _remove_failed_attempts(self) -> None:
+        """Delete what earlier saves could not delete, but one checkpoint that may be needed.
+
+        Where the disk refused to give a replaced checkpoint its name back, it may be the only whole one. So the
+        newest stays, a whole one before one that can't be read now, until a save has succeeded.
+        """
+        found = self._sift_leftovers()
+        found.sort(key=lambda one: one[1] is None)
+        for checkpoint, _ in found[:-1]:
+            remove_leftover(checkpoint.path)
+
+    def _set_aside(self, passed: list[tuple[Checkpoint, Fault]], tell: Tell) -> None:
         for checkpoint, fault in passed:
-            aside = checkpoint.path.with_name(f"{BROKEN_PREFIX}{checkpoint.path.name}")
+            aside = self._place_aside(checkpoint, fault)
+            rename(checkpoint.path, aside)
+            tell(
+                "checkpoint_passed_over",
+                f"{checkpoint.path.name} does not verify ({fault.text}); set aside as {aside.name}",
+            )
+
+    def _place_aside(self, checkpoint: Checkpoint, fault: Fault) -> Path:
+        """Return a free name; a broken checkpoint takes that of an earlier one, others may be whole and stay."""
+        prefix = {"unreadable": UNREAD_PREFIX, "foreign": FOREIGN_PREFIX}.get(fault.kind, BROKEN_PREFIX)
+        aside = self.folder / f"{prefix}{checkpoint.path.name}"
+        if prefix == BROKEN_PREFIX:
             if aside.is_dir():
                 remove_folder(aside)
-            rename(checkpoint.path, aside)
-            tell(f"{checkpoint.path.name} does not verify ({fault.text}); set aside as {aside.name}")
+            return aside
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.folder / f"{prefix}{checkpoint.path.name}-{number}"
+        return aside
 
     def _prune(self) -> None:
+        for leftover in self._leftovers():  # there is no other writer, and the new one is safe
+            remove_leftover(leftover)
         checkpoints = self.all()
         kept = set(checkpoints[-self._retention.newest :])
         if self._retention.every_steps is not None:
@@ -224,7 +283,11 @@ class CheckpointStore:
         for checkpoint in checkpoints:
             if checkpoint not in kept:
                 remove_folder(checkpoint.path)
-        broken = [path for path in self._paths() if path.name.startswith(BROKEN_PREFIX) and path.is_dir()]
+        broken = [
+            path
+            for path in self._paths()
+            if path.name.startswith(BROKEN_PREFIX) and path.is_dir() and not is_temporary(path)
+        ]
         for path in broken[:-KEPT_BROKEN]:
             remove_folder(path)
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lowmem_seq.checkpoint.header import Shapes, read_shapes
+from lowmem_seq.checkpoint.counters import COUNTERS, read_counters
+from lowmem_seq.checkpoint.header import TYPE_NAMES, Shapes, read_shapes
 from lowmem_seq.checkpoint.store import (
-    BROKEN_PREFIX,
-    LARGEST_COUNTERS_BYTES,
+    SET_ASIDE_PREFIXES,
     Checkpoint,
     CheckpointStore,
     Retention,
@@ -27,21 +27,10 @@ from lowmem_seq.checkpoint.store import (
     step_of,
 )
 from lowmem_seq.errors import NoCheckpointError
-from lowmem_seq.files import is_temporary, name_wanted, read_json
+from lowmem_seq.files import is_temporary, name_wanted
 
-MODEL, OPTIMIZER, AVERAGE, COUNTERS = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "average.safetensors",
-    "state.json",
-)
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 CHUNK_BYTES = 1 << 20
-TYPE_NAMES = {
-    "F64": "torch.float64",
-    "F32": "torch.float32",
-    "F16": "torch.float16",
-    "BF16": "torch.bfloat16",
-}
 
 Contents = dict[str, Shapes]
 """The tensors of each file of a checkpoint: `{"model.safetensors": {"head.bias": ("F32", (10,))}}`."""
@@ -94,9 +83,11 @@ def leftovers(folder: Path) -> list[Checkpoint]:
 
 
 def set_aside(folder: Path) -> list[str]:
-    """Return the names of the checkpoints that earlier resumes found broken."""
+    """Return the names of the checkpoints that earlier resumes passed over."""
     paths = folder.iterdir() if folder.is_dir() else iter(())
-    return sorted(path.name for path in paths if path.name.startswith(BROKEN_PREFIX) and not is_temporary(path))
+    return sorted(
+        path.name for path in paths if path.name.startswith(SET_ASIDE_PREFIXES) and not is_temporary(path)
+    )
 
 
 def verify_checkpoint(checkpoint: Checkpoint, identity: Mapping[str, str]) -> Verdict | None:
@@ -153,9 +144,11 @@ def _wrong_files(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_counters(checkpoint: Checkpoint) -> str | None:
-    counters = read_json(checkpoint.path / COUNTERS, LARGEST_COUNTERS_BYTES)
-    step = counters.get("step") if isinstance(counters, dict) else None
-    return None if step == checkpoint.step else f"{COUNTERS} holds no counters of step {checkpoint.step}"
+    try:
+        read_counters(checkpoint)
+    except NoCheckpointError:
+        return f"{COUNTERS} holds no counters of step {checkpoint.step}"
+    return None
 
 
 def _wrong_shapes(contents: Contents) -> str | None:
@@ -262,7 +255,7 @@ def weights_sha256_of(path: Path) -> str:
         for name, tensor in sorted(header.items()):
             if name == "__metadata__":
                 continue
-            kind = TYPE_NAMES.get(tensor["dtype"], tensor["dtype"])
+            kind = f"torch.{TYPE_NAMES.get(tensor['dtype'], tensor['dtype'])}"
             digest.update(json.dumps([name, tensor["shape"], kind]).encode())
             begin, end = tensor["data_offsets"]
             file.seek(8 + length + begin)

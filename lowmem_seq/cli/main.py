@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import IO, cast
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq import __version__
 from lowmem_seq.cli.data import data_app
 from lowmem_seq.cli.report import report
 from lowmem_seq.cli.status import status
-from lowmem_seq.cli.terminal import LastingStream, harmless
+from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.cli.train import resume, train
 from lowmem_seq.cli.verify import verify
 from lowmem_seq.disk import is_trouble
@@ -102,8 +100,7 @@ def _as_told(error: Exception) -> LowmemSeqError:
 
 
 def _tell(error: LowmemSeqError) -> None:
-    errors = cast(IO[str], LastingStream(sys.stderr))  # the terminal may be closed: the exit code still counts
-    console = Console(file=errors, soft_wrap=True, highlight=False)
+    console = make_console(sys.stderr, soft_wrap=True)
     asked_for = isinstance(error, StoppedError)
     console.print(Text.assemble("" if asked_for else ("error: ", "bold red"), harmless(error.message)))
     if error.hint:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
+from lowmem_seq.cli.terminal import make_console, print_data, print_json
 from lowmem_seq.report.summary import find_runs, summarise_all
 from lowmem_seq.report.table import markdown_table, terminal_table
 
@@ -20,9 +20,9 @@ def report(
     """Show what runs came to, in a table: lowmem-seq report runs/*."""
     summaries = summarise_all(find_runs(run_dirs or [], Path("runs")))
     if as_json:
-        typer.echo(json.dumps(summaries, indent=2, ensure_ascii=False))
+        print_json(summaries)
     elif markdown:
-        typer.echo(markdown_table(summaries), nl=False)
+        print_data(markdown_table(summaries))
     else:
-        console = Console(highlight=False)
+        console = make_console(sys.stdout)
         console.print(terminal_table(summaries, console.width))

@@ -128,11 +128,14 @@ class SessionScreen:
     def _on_checkpoint_passed_over(self, message: Message) -> None:
         self._warn(message["message"])
 
+    def _on_checkpoint_recovered(self, message: Message) -> None:
+        self._line(message["message"])
+
     def _on_trainer_restarted(self, message: Message) -> None:
         self._warn(
-            f"the trainer {message['cause']}; another one starts in {format_seconds(message['wait_seconds'])} "
-            f"from the newest checkpoint ({message['deaths_in_a_row']} of {message['max_restarts']} restarts in a "
-            "row without a save)"
+            f"{message['cause']}; another one starts in {format_seconds(message['wait_seconds'])} "
+            f"from the newest checkpoint (restart {message['deaths_in_a_row']} of at most "
+            f"{message['max_restarts']} without a save in between)"
         )
         self._activity = "starting again"
 

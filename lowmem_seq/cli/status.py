@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+import sys
 import time
 from pathlib import Path
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.report.status import Status, read_status
-from lowmem_seq.report.summary import printable
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -32,11 +32,11 @@ def status(
     run = open_run(run_dir)
     standing = read_status(run)
     if as_json:
-        typer.echo(json.dumps(standing.to_json(), indent=2, ensure_ascii=False))
+        print_json(standing.to_json())
         return
-    console = Console(highlight=False)
+    console = make_console(sys.stdout)
     console.print(draw(standing, time.time()), width=min(console.width, WIDEST))
-    console.print(Text(f"next: {next_step(run, standing)}"), soft_wrap=True)
+    console.print(Text(harmless(f"next: {next_step(run, standing)}")), soft_wrap=True)
 
 
 def draw(standing: Status, now: float) -> Panel:
@@ -50,7 +50,7 @@ def draw(standing: Status, now: float) -> Panel:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in rows(standing, now):
-        grid.add_row(label, Text(printable(value)) if isinstance(value, str) else value)
+        grid.add_row(label, Text(harmless(value, one_line=True)) if isinstance(value, str) else value)
     return Panel(grid, expand=False)
 
 
@@ -60,7 +60,7 @@ def rows(standing: Status, now: float) -> list[tuple[str, RenderableType]]:
     state = Text(figures["state"], style=STYLES.get(figures["state"], "bold red"))
     told: list[tuple[str, RenderableType]] = [
         ("run", ", ".join([figures["run"], *_model(standing)])),
-        ("state", state.append(Text(printable(_why(standing, now)), style="none"))),
+        ("state", state.append(Text(harmless(_why(standing, now), one_line=True), style="none"))),
     ]
     if figures["step"] is not None:
         told.append(("step", _progress(standing)))
@@ -108,7 +108,7 @@ def _why(standing: Status, now: float) -> str:
     if standing.paused is not None:
         return f": {standing.paused}; it tries again by itself{ago}"
     if standing.cause is not None:
-        return f": the trainer {standing.cause}{ago}"
+        return f": {standing.cause.removesuffix('.')}{ago}"
     return (", the trainer has not begun yet" if standing.starting else "") + ago
 
 
@@ -173,7 +173,7 @@ def _saved(standing: Status, now: float) -> str:
 
 def _restarts(standing: Status) -> str:
     count, cause = standing.figures["restarts"], standing.last_restart_cause
-    return (f"{count:,}" if count else "none") + ("" if cause is None else f"; the last time the trainer {cause}")
+    return (f"{count:,}" if count else "none") + ("" if cause is None else f"; the last time {cause}")
 
 
 def _disk(standing: Status) -> str:

@@ -1,17 +1,24 @@
-"""What is written to a terminal: it may go away, and it must not be led astray."""
+"""What is written to a terminal: it may go away, lack letters, and must not be led astray."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import IO, Any
+import sys
+from typing import IO, Any, cast
 
-LONGEST_TEXT = 4000
+from rich.console import Console
+
+from lowmem_seq.text import harmless
+
+__all__ = ["LastingStream", "harmless", "make_console", "print_data", "print_json"]
 
 
 class LastingStream:
     """Writes to another stream for as long as it takes what is written, and to nothing afterwards.
 
-    A closed terminal, or a pipe whose other end is gone, is no reason to end a run.
+    A closed terminal, or a pipe whose other end is gone, is no reason to end a run. Neither is a name whose letters
+    the stream's encoding lacks: question marks take their places.
     """
 
     def __init__(self, stream: IO[str]) -> None:
@@ -20,7 +27,10 @@ class LastingStream:
     def write(self, text: str) -> int:
         """Write the text, or drop it if nobody can read it any more."""
         try:
-            return self._stream.write(text)
+            try:
+                return self._stream.write(text)
+            except UnicodeEncodeError as error:
+                return self._stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
         except OSError:
             self._let_go()
             return len(text)
@@ -43,10 +53,23 @@ class LastingStream:
         return getattr(self._stream, name)
 
 
-def harmless(text: str) -> str:
-    """Return text, parts of which may come from somebody else's run folder, as it can be shown.
+def make_console(stream: IO[str], soft_wrap: bool = False) -> Console:
+    """Return the console through which a command prints on a stream; text from elsewhere goes through `harmless`.
 
-    What a terminal would take for commands becomes a space, and what is too long is cut.
+    Args:
+        stream: stdout or stderr.
+        soft_wrap: leave it to the terminal to break long lines, so that they can be copied as one.
     """
-    cut = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
-    return "".join(mark if mark.isprintable() or mark == "\n" else " " for mark in cut)
+    return Console(file=cast(IO[str], LastingStream(stream)), highlight=False, soft_wrap=soft_wrap)
+
+
+def print_data(text: str) -> None:
+    """Print text for programs on stdout, without breaking its lines."""
+    stream = LastingStream(sys.stdout)
+    stream.write(text)
+    stream.flush()
+
+
+def print_json(value: object) -> None:
+    """Print JSON on stdout, in letters that every terminal has and that none takes for commands."""
+    print_data(json.dumps(value, indent=2) + "\n")

@@ -6,8 +6,9 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cli.screen import SessionScreen, describe_plan, describe_result
-from lowmem_seq.cli.terminal import LastingStream
+from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import StoppedError, UsageError
@@ -69,7 +70,7 @@ def train(
     _lay_micro_batch(settings, micro_batch)
     config = validate(settings)
     _refuse_a_world()
-    console = _console()
+    console = make_console(sys.stdout, soft_wrap=True)
     if dry_run:
         _show_plan_only(config, console, quiet)
         return
@@ -109,46 +110,48 @@ def resume(
     config = validate(settings)
     planned = config.machine.model_copy(update={"max_restarts": run.config.machine.max_restarts})
     replan = planned != run.config.machine or micro_batch is not None
-    console = _console()
+    console = make_console(sys.stdout, soft_wrap=True)
     summary = summarise(run)
-    with run.locked():
-        if config != run.config:
-            changes = {key: value for key, value in flags.items() if value is not None}
-            run.events.append("config_changed", changes=changes)
-            run.write_config(config)
-    changed_length = epochs is not None or steps is not None
-    if summary["state"] == "finished" and not changed_length:
+    if summary["state"] == "finished" and epochs is None and steps is None:
         console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
         console.print(Text(f"more: {run.resume_command} --epochs N"))
         return
-    _run_session(run, config, console, quiet, plan_anew=replan)
+    changes = {key: value for key, value in flags.items() if value is not None}
+    if micro_batch is not None:
+        changes["machine.micro_batch"] = micro_batch
+    _run_session(run, config, console, quiet, plan_anew=replan, changes=changes)
 
 
-def _console() -> Console:
-    stream = cast(IO[str], LastingStream(sys.stdout))
-    return Console(file=stream, highlight=False, soft_wrap=True)
-
-
-def _run_session(run: RunFolder, config: RunConfig, console: Console, quiet: bool, plan_anew: bool) -> None:
+def _run_session(
+    run: RunFolder,
+    config: RunConfig,
+    console: Console,
+    quiet: bool,
+    plan_anew: bool,
+    changes: dict[str, Any] | None = None,
+) -> None:
     path = shlex.quote(str(run.path))
     with StopSignals() as stops, run.locked():
-        with run.writing(SECONDS_TO_SAVE):  # a trainer whose supervisor was killed may still be saving
-            run.remove_leftovers()
-        _tell_of_another_environment(run, console)
-        with SessionScreen(console, run, config, quiet) as screen:
-            try:
+        run.events.append("session_opened", supervisor_pid=os.getpid())
+        try:
+            _wait_for_an_earlier_trainer(run, stops, console)
+            if changes:
+                _write_changes(run, config, changes, plan_anew)
+            _tell_of_another_environment(run, console)
+            with SessionScreen(console, run, config, quiet) as screen:
                 plan = session.prepare(run, config, screen, stops, plan_anew)
                 screen.show_plan(plan)
                 code = trainer.train(run, plan, screen, stops, config.machine.max_restarts)
-            except KeyboardInterrupt:
-                code = trainer.STOPPED
+        except KeyboardInterrupt:
+            code = trainer.STOPPED
         summary = summarise(run)
     if code == trainer.STOPPED:
         saved = summary["saved_step"]
         done = f"after step {saved:,}, which is saved" if saved else "before anything was to be saved"
         raise StoppedError(f"stopped on request {done}.", run.resume_command)
     if code == trainer.LEFT_AT_ONCE:
-        console.print(Text(f"left at once; the last checkpoint stands.\n\nhint: {run.resume_command}"))
+        stands = "the last checkpoint stands" if summary["saved_step"] else "nothing was saved yet"
+        console.print(Text(f"left at once; {stands}.\n\nhint: {run.resume_command}"))
         raise typer.Exit(trainer.LEFT_AT_ONCE)
     console.print(Text(describe_result(summary), style="bold green"))
     if not quiet:
@@ -158,14 +161,45 @@ def _run_session(run: RunFolder, config: RunConfig, console: Console, quiet: boo
         console.print(Text(f"next: lowmem-seq report {path}"))
 
 
+def _wait_for_an_earlier_trainer(run: RunFolder, stops: StopSignals, console: Console) -> None:
+    """Return when no trainer is there: one whose supervisor was killed may still be saving.
+
+    Raises:
+        KeyboardInterrupt: a stop was asked for.
+        RunLockedError: it is there after all the time that it may take.
+    """
+    until = time.monotonic() + SECONDS_TO_SAVE
+    while run.has_a_writer():
+        if time.monotonic() > until:
+            with run.writing():  # says what is wrong
+                return
+        if until - time.monotonic() > SECONDS_TO_SAVE - 1:
+            console.print(Text("waiting for the trainer of an earlier session to save and end"))
+        stops.wait(1.0)
+        stops.raise_if_any()
+
+
+def _write_changes(run: RunFolder, config: RunConfig, changes: dict[str, Any], plan_anew: bool) -> None:
+    """Write changed settings, all but the images' place: that one is kept once the images were found there."""
+    if plan_anew:  # first, so that a plan for other settings is never taken up
+        run.forget_plan()
+    run.events.append("config_changed", changes=changes)
+    source = run.config.data.source
+    run.write_config(config.model_copy(update={"data": config.data.model_copy(update={"source": source})}))
+
+
 def _tell_of_another_environment(run: RunFolder, console: Console) -> None:
     """Say, and record, that a run goes on with other versions or on another machine than it was started with."""
-    changes = environment_changes(run.read_json(run.environment_file) or {}, describe_environment())
+    try:
+        before = run.read_json(run.environment_file)
+    except UsageError:  # it is for people; nothing is computed by it
+        before = None
+    changes = {} if before is None else environment_changes(before, describe_environment())
     if changes:
         run.events.append("environment_changed", changes=changes)
         told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         console.print(
-            Text(f"note: not as at the start, so the last bits may differ: {told}", style="yellow"), soft_wrap=True
+            Text(harmless(f"note: not as at the start, so the last bits may differ: {told}"), style="yellow")
         )
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.report.status import ALIVE, saved_at, saved_steps
-from lowmem_seq.report.summary import printable, summarise_all
+from lowmem_seq.report.summary import summarise_all
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.units import format_bytes
 
@@ -32,10 +32,10 @@ def verify(
     """
     run = open_run(run_dir)
     findings = examine(run)
+    console = make_console(sys.stdout, soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(findings.to_json(), indent=2, ensure_ascii=False))
+        print_json(findings.to_json())
     else:
-        console = Console(highlight=False, soft_wrap=True)
         for line in findings.lines():
             console.print(line)
     findings.raise_if_wrong(run)
@@ -72,7 +72,7 @@ class Findings:
         elif not count and self.told_step is not None:
             told.append(f"step {self.told_step:,} was saved, and no checkpoint lies there now")
         elif not count and self.set_aside:
-            told.append("every checkpoint that lies there was set aside as broken")
+            told.append("every checkpoint that lies there was set aside")
         if self.weights_fault is not None:
             told.append("the final weights do not verify")
         return ", and ".join(told)
@@ -105,7 +105,7 @@ class Findings:
     def lines(self) -> list[Text]:
         """One line for each thing that was looked at, for people."""
         width = max((len(one.checkpoint.path.name) for one in self.verdicts), default=0)
-        told = []
+        told: list[Text] = []
         for one, at in zip(self.verdicts, self.saved_unix_seconds, strict=True):
             when = "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
             accuracy = "" if one.val_accuracy is None else f"{one.val_accuracy:.2%}"
@@ -115,14 +115,11 @@ class Findings:
             told.append(_line(figures, one.fault))
         if self.has_weights:
             told.append(_line("the final weights, model.safetensors: ", self.weights_fault))
-        told += [
-            Text(f"{printable(name)} was set aside by an earlier resume, and is not counted")
-            for name in self.set_aside
-        ]
-        told += [Text(f"{name} is of a save that was killed; resume clears it away") for name in self.unfinished]
+        told += [_text(f"{name} was set aside by an earlier resume, and is not counted") for name in self.set_aside]
+        told += [_text(f"{name} is of a save that was killed; resume clears it away") for name in self.unfinished]
         if self.torn_events:
             lines = "1 line is" if self.torn_events == 1 else f"{self.torn_events:,} lines are"
-            told.append(Text(f"events.jsonl: {lines} torn, as kills leave them, and passed over"))
+            told.append(_text(f"events.jsonl: {lines} torn, as kills leave them, and passed over"))
         return told
 
     def raise_if_wrong(self, run: RunFolder) -> None:
@@ -203,6 +200,12 @@ def examine(run: RunFolder) -> Findings:
     )
 
 
+def _text(text: str) -> Text:
+    """Return a line of names that may be somebody else's."""
+    return Text(harmless(text, one_line=True))
+
+
 def _line(what: str, fault: str | None) -> Text:
     style = "green" if fault is None else "bold red"
-    return Text.assemble(what, ("verifies" if fault is None else f"does not verify: {printable(fault)}", style))
+    found = "verifies" if fault is None else harmless(f"does not verify: {fault}", one_line=True)
+    return _text(what).append(found, style)

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lowmem_seq.data.dataset import PART_NAMES, PartName, Pixels, Skipped
 from lowmem_seq.data.fingerprint import PACK_FORMAT
 from lowmem_seq.errors import DataError
-from lowmem_seq.files import building_folder, read_json, sha256_of, write_json, writing
+from lowmem_seq.files import building_folder, make_folder, read_json, sha256_of, write_json, writing
 
 DESCRIPTION = "pack.json"
 CHANNELS = 3
@@ -171,6 +171,7 @@ def writing_pack(folder: Path, header: PackHeader, skipped: Skipped) -> Iterator
     Raises:
         OSError: what the disk said.
     """
+    make_folder(folder.parent)
     with building_folder(folder) as building:
         with contextlib.ExitStack() as stack:
             writer = PackWriter(

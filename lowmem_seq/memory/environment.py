@@ -21,8 +21,8 @@ def training_environment(threads: int) -> dict[str, str]:
 
 
 VARIABLES = {
-    "OMP_WAIT_POLICY": re.compile(r"\w+"),
-    "OMP_NUM_THREADS": re.compile(r"\d+"),
-    "GLIBC_TUNABLES": re.compile(r"[\w.=:]+"),
+    "OMP_WAIT_POLICY": re.compile(r"\w{0,20}", re.ASCII),
+    "OMP_NUM_THREADS": re.compile(r"\d{1,4}", re.ASCII),
+    "GLIBC_TUNABLES": re.compile(r"[\w.=:,-]{0,1000}", re.ASCII),
 }
 """What a plan may set, and how it may look: a plan can come with somebody else's run folder."""

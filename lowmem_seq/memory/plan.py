@@ -22,6 +22,9 @@ MARGIN = 0.95
 """Share of the cap that a prediction may fill: probes repeat within 2 to 3 %, the rest is for what they missed."""
 MOST_WORKERS = 4
 """More workers than this have too small a share of a batch of 128 to be fast. A divisor of the cores is taken."""
+LARGEST_AMOUNT = 2**63 - 1
+MOST = {"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "cap_bytes": LARGEST_AMOUNT}
+"""What a plan that is read may ask for: more is no plan of any machine, and would bring one to a standstill."""
 SHARE_OF_AVAILABLE = 0.7
 """Cap where none is given, as a share of the memory that can be taken without swapping."""
 
@@ -67,9 +70,10 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
     Raises:
         UsageError: a format version that this release doesn't know, or keys that are no plan's.
     """
-    if value.get("format_version") != FORMAT_VERSION:
+    version = value.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise UsageError(
-            f"plan.json has format version {value.get('format_version')}; this release reads {FORMAT_VERSION}.",
+            f"plan.json has format version {version}; this release reads {FORMAT_VERSION}.",
             "update lowmem-seq, or delete plan.json to have it measured anew",
         )
     try:
@@ -83,18 +87,38 @@ def _checked(plan: Plan) -> Plan:
     """Return a plan that was read, if nothing in it could do harm: it may come from somebody else's run folder.
 
     Raises:
-        ValueError: a count below one, an unknown device, or a variable that a planner never sets.
+        ValueError: a number that is none or makes no sense, an unknown device, or a variable that no planner sets.
     """
-    for name in ("micro_batch", "workers", "threads", "cap_bytes"):
-        count = getattr(plan, name)
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count!r}")
+    _require_counts(plan, "micro_batch", "workers", "threads", "cap_bytes")
+    _require_amounts(plan, "predicted_peak_bytes", "predicted_images_per_second")
+    for measured in plan.measurements:
+        _require_counts(measured, "micro_batch", "workers")
+        _require_amounts(measured, "peak_bytes", "images_per_second")
     if plan.device not in ("cpu", "mps", "cuda") or plan.precision not in ("fp32", "bf16"):
         raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
+    if plan.cap_source not in ("given", "machine"):
+        raise ValueError(f"cap_source is {plan.cap_source!r}")
+    if not isinstance(plan.environment, dict):
+        raise ValueError(f"environment is {plan.environment!r}")
     for name, text in plan.environment.items():
         if name not in VARIABLES or not VARIABLES[name].fullmatch(text):
             raise ValueError(f"it sets {name}={text!r}")
     return plan
+
+
+def _require_counts(holder: Plan | Measurement, *names: str) -> None:
+    for name in names:
+        count = getattr(holder, name)
+        if type(count) is not int or not 1 <= count <= MOST[name]:  # a boolean is an int, too
+            raise ValueError(f"{name} is {count!r}")
+
+
+def _require_amounts(holder: Plan | Measurement, *names: str) -> None:
+    for name in names:
+        amount = getattr(holder, name)
+        kinds = (int,) if name.endswith("bytes") else (int, float)
+        if type(amount) not in kinds or not 0 <= amount <= LARGEST_AMOUNT:  # which no NaN is
+            raise ValueError(f"{name} is {amount!r}")
 
 
 def usable_cores(wanted: int | None) -> int:

@@ -14,7 +14,7 @@ from lowmem_seq.report.summary import Summary, middle, summarise
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
 
-WITHOUT_A_WORD = "ended without a word"
+WITHOUT_A_WORD = "the trainer ended without a word"
 ENDS = ("finished", "stopped", "crashed")
 ALIVE = ("running", "paused")
 RECENT_RATES = 9
@@ -57,7 +57,7 @@ class Status:
     images_per_second: float | None
     """Of the last `train` event."""
     cause: str | None
-    """Why the run crashed."""
+    """Why the run crashed, as a clause or a sentence."""
     paused: str | None
     """What can't be written, and why."""
     starting: bool
@@ -217,7 +217,7 @@ def _time_of(event: Event) -> float | None:
 def _cause(present: _Present) -> str:
     if present.ended is None:
         return WITHOUT_A_WORD
-    return _told(present.ended, "cause") or "ended, and did not say why"
+    return _told(present.ended, "cause") or "the trainer ended, and did not say why"
 
 
 def _told(event: Event | None, *keys: str) -> str | None:

@@ -47,7 +47,7 @@ UNKNOWN: Summary = {
 
 OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256")
 """What the end of a run tells; a session that goes on with it takes it back."""
-AFTER_A_PAUSE = ("unpaused", "session_ended", "planned", "session_started")
+AFTER_A_PAUSE = ("unpaused", "session_ended", "session_opened", "planned", "session_started")
 """Events that end a pause, or come after whoever paused was gone."""
 
 
@@ -120,11 +120,6 @@ def middle(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def printable(text: str) -> str:
-    """Return text from a run folder without what a terminal would take for commands."""
-    return "".join(mark if mark.isprintable() else " " for mark in text)
-
-
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
     """Return the runs in `paths`, or every run under `root` if none is given, oldest first.
 
@@ -149,9 +144,12 @@ def summarise_all(runs: list[RunFolder]) -> list[Summary]:
 
 def _summarise_if_readable(run: RunFolder) -> Summary:
     try:
+        run.refuse_links()  # a read would wait for ever at a pipe, or read a device without end
         return summarise(run)
     except LowmemSeqError as error:
         fault = error.message
+    except OSError as error:
+        fault = f"it can't be read: {error}"
     except (KeyError, TypeError, ValueError) as error:
         fault = f"an event is not as expected ({type(error).__name__}: {error})"
     return dict(UNKNOWN, run=str(run.path), state=f"unreadable: {fault}")

@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.report.summary import Summary, printable
+from lowmem_seq.report.summary import Summary
+from lowmem_seq.text import harmless
 from lowmem_seq.units import format_bytes, format_seconds
 
 COLUMNS = (
@@ -46,7 +47,7 @@ def rows(summaries: list[Summary]) -> list[list[str]]:
         ]
         for one in summaries
     ]
-    return [[printable(cell) for cell in row] for row in table]
+    return [[harmless(cell, one_line=True) for cell in row] for row in table]
 
 
 def _data(summary: Summary) -> str:
@@ -68,7 +69,7 @@ def terminal_table(summaries: list[Summary], width: int) -> Table:
         for (title, _), cell in zip(COLUMNS, told[0], strict=True):
             table.add_row(title, Text(cell))
         for name, accuracy in _class_accuracies(summaries[0]):
-            table.add_row("", Text(f"{accuracy}  {name}"))
+            table.add_row("", Text(harmless(f"{accuracy}  {name}", one_line=True)))
         return table
     shown = _columns_that_fit(told, width)
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -116,8 +116,16 @@ class RunFolder:
             lock.release()
 
     def _told_holder(self) -> str:
-        holders = [event.get("supervisor_pid") for event in self.events if event["event"] == "session_started"]
+        holders = [event.get("supervisor_pid") for event in self.events if event["event"] == "session_opened"]
         return f" (process {holders[-1]})" if holders and isinstance(holders[-1], int) else ""
+
+    def has_a_writer(self) -> bool:
+        """Whether a trainer is there, with its supervisor or without."""
+        return self._is_held(self._writer_lock_file)
+
+    def forget_plan(self) -> None:
+        """Delete the plan, so that the next session measures a new one."""
+        remove_leftover(self.plan_file)
 
     def remove_leftovers(self) -> None:
         """Delete what killed writes left beside the run's files; only who holds the run may do so."""
@@ -154,19 +162,20 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether a process holds the run now."""
-        for lock_file in (self._lock_file, self._writer_lock_file):
-            if not lock_file.exists():
-                continue
-            lock = FileLock(lock_file)
-            try:
-                lock.acquire(timeout=SECONDS_FOR_AN_INSTANT, poll_interval=0.01)
-            except Timeout:
-                return True
-            except OSError:  # somebody else's run, or a disk that can't be written
-                if _is_held_by_another(lock_file):
-                    return True
-                continue
-            lock.release()
+        return any(self._is_held(lock_file) for lock_file in (self._lock_file, self._writer_lock_file))
+
+    @staticmethod
+    def _is_held(lock_file: Path) -> bool:
+        if not lock_file.exists():
+            return False
+        lock = FileLock(lock_file)
+        try:
+            lock.acquire(timeout=SECONDS_FOR_AN_INSTANT, poll_interval=0.01)
+        except Timeout:
+            return True
+        except OSError:  # somebody else's run, or a disk that can't be written
+            return _is_held_by_another(lock_file)
+        lock.release()
         return False
 
 

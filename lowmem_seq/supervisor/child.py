@@ -30,12 +30,23 @@ LARGEST_LOG = 10**6
 """Characters that one child may add to the log, and that it may hold when a child begins to add to it."""
 LARGEST_EXIT_CODE = 255
 """Larger ones are Windows' own, for a process that an exception of the system ended."""
+RUN_MODULE = """
+import runpy, sys
+root, module = sys.argv[1:3]
+sys.path = [entry for entry in sys.path if entry]
+if root not in sys.path:
+    sys.path.insert(0, root)
+sys.argv = [module, *sys.argv[3:]]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+"""`python -m` would import from the current folder first, which may be somebody else's run (Python 3.11 has -P)."""
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "memoryerror", "bad_alloc")
 """As Linux, Windows, the GPUs, Python and C++ say it."""
 
 
 class Child:
-    """One running child: `python -m MODULE ARGUMENTS...`."""
+    """One running child: `python -m MODULE ARGUMENTS...`, without the current folder among its imports."""
 
     def __init__(
         self, module: str, *arguments: str, environment: Mapping[str, str] | None = None, log: Path | None = None
@@ -48,7 +59,7 @@ class Child:
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-c", RUN_MODULE, str(PACKAGE_ROOT), module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -39,6 +39,8 @@ def prepare(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignal
     """
     try:
         prepare_data(run, config, screen, stops)
+        if run.config != config:  # the images' new place, now that they are known to be the same ones
+            run.write_config(config)
         return read_or_make_plan(run, config, screen, stops, plan_anew)
     except LowmemSeqError as error:
         run.events.append("session_ended", state="crashed", cause=error.message)
@@ -69,10 +71,11 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
     if code != 0 or pack is None:
         raise child.failure(code, "packer")
     before = run.read_json(run.data_file)
-    if before is not None and before["fingerprint"] != fingerprint:
+    expected = None if before is None else before.get("fingerprint")
+    if expected is not None and expected != fingerprint:
         raise DataError(
             f"{config.data.source} holds other images than this run was started with "
-            f"(fingerprint {fingerprint[:12]}, and {before['fingerprint'][:12]} is expected).",
+            f"(fingerprint {fingerprint[:12]}, and {str(expected)[:12]} is expected).",
             f"{run.resume_command} --data PATH   with the images of the start",
         )
     record = {"format_version": 1, "source": config.data.source, "pack": pack, "fingerprint": fingerprint}

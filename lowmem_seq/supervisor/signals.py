@@ -13,12 +13,14 @@ from lowmem_seq.channel import STOP_SIGNALS
 from lowmem_seq.supervisor.child import Child
 
 LOOK_SECONDS = 0.1
+HANG_UP = getattr(signal, "SIGHUP", None)
 
 
 class StopSignals:
     """Counts Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and CTRL_BREAK; a handler does no more than that.
 
-    The first one asks for an orderly stop, the second one ends the child that is running.
+    The first one asks for an orderly stop, the second one ends the child that is running. SIGHUP is never a second
+    one: a system that shuts down sends it right after SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -35,7 +37,9 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.count and number == HANG_UP:
+            return
         self.count += 1
         self._end_child()
 
@@ -67,4 +71,4 @@ class StopSignals:
 
 def _is_left_to_nohup(number: int) -> bool:
     """Whether it is the signal of a closed terminal, and somebody had it ignored before this program began."""
-    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
+    return number == HANG_UP and signal.getsignal(number) == signal.SIG_IGN

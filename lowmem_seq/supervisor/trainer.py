@@ -32,7 +32,7 @@ class Ending:
     code: int
     """0: trained and tested; 4: stopped and saved; anything else: see `cause`."""
     cause: str
-    """What ended it, for people; empty where it ended as it should."""
+    """What ended it, for people: a clause with its subject; empty where it ended as it should."""
     died: bool
     """Whether another one may do better."""
     for_want_of_memory: bool
@@ -65,8 +65,11 @@ def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_re
             raise ending.error
         deaths_in_a_row = 1 if ending.saved else deaths_in_a_row + 1
         if deaths_in_a_row > max_restarts:
+            times = (
+                "once" if deaths_in_a_row == 1 else f"{deaths_in_a_row} times in a row without saving in between"
+            )
             raise RestartsExhaustedError(
-                f"the trainer {ending.cause}, for the {_ordinal(deaths_in_a_row)} time in a row without saving.",
+                f"{ending.cause}; that happened {times}, and --max-restarts is {max_restarts}.",
                 f"{run.resume_command}   tries again; the trainer's words are in {run.log_file}",
             )
         if ending.for_want_of_memory:
@@ -105,14 +108,17 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
                 screen.show(message)
         code = child.wait()
     watch.record()
-    if code in (0, STOPPED):
+    if code == 0 or (code == STOPPED and stops.count):
         return Ending(code, "", died=False, for_want_of_memory=False, saved=saved)
+    if code == STOPPED:
+        cause = "the trainer was asked to stop by somebody else than its supervisor"
+        return Ending(code, cause, died=True, for_want_of_memory=False, saved=True)
     short = child.ran_out_of_memory or (child.was_killed(code) and watch.machine_is_short)
     failure = child.failure(code, "trainer")
     failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"
     return Ending(
         code=code,
-        cause=child.describe_end(code) + (", for want of memory" if short else ""),
+        cause=f"the trainer {child.describe_end(code)}" + (", for want of memory" if short else ""),
         died=short or child.died(code),
         for_want_of_memory=short,
         saved=saved,
@@ -135,8 +141,3 @@ def _smaller(run: RunFolder, plan: Plan) -> Plan:
         cause="the trainer died for want of memory",
     )
     return smaller
-
-
-def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"

@@ -22,6 +22,7 @@ def main() -> int:
     try:
         run = open_run(Path(sys.argv[1]))
         with run.writing(SECONDS_TO_SAVE):  # one that lost its supervisor while it was starting may have come first
+            run.remove_leftovers()
             return 0 if _train(run, channel) else StoppedError.exit_code
     except LowmemSeqError as error:
         channel.say_error(error)

@@ -7,7 +7,6 @@ the plan; nothing else is carried. So a run that was stopped anywhere goes on as
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import replace
 
@@ -253,7 +252,6 @@ class Training:
         self.saver.require_disk_space()
         self.journal.record(
             "session_started",
-            supervisor_pid=os.getppid(),
             step=self.state.counters.step,
             total_steps=self.total_steps,
             epochs=self.journal.epoch(self.total_steps),

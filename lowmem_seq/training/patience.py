@@ -39,12 +39,13 @@ class DiskPatience:
         self._folder, self._journal, self._limit_seconds = folder, journal, limit_seconds
         self._stop_requested = stop_requested
 
-    def run(self, what: str, write: Callable[[], Result]) -> Result:
+    def run(self, what: str, write: Callable[[], Result], needed_bytes: int = 0) -> Result:
         """Return what `write` returns, as soon as the disk lets it; other errors pass through.
 
         Args:
             what: what is written, for the message.
             write: leaves everything as it was when it raises OSError, and can be called again.
+            needed_bytes: as soon as so much is free, and wasn't before, it is tried again.
 
         Raises:
             DiskError: the disk refused for longer than the limit, or until a stop was asked for.
@@ -72,19 +73,19 @@ class DiskPatience:
                 next_try_seconds=wait_seconds,
                 limit_seconds=self._limit_seconds,
             )
-            self._wait(min(wait_seconds, self._limit_seconds - waited))
+            self._wait(min(wait_seconds, self._limit_seconds - waited), needed_bytes)
             wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
             refused = _attempt(write, results)
         self._journal.record("unpaused", what=what, seconds=time.monotonic() - began)
         return results[0]
 
-    def _wait(self, seconds: float) -> None:
-        """Wait so long, or until there is more room than now, or a stop is asked for."""
-        free_before = self._free()
+    def _wait(self, seconds: float, needed_bytes: int) -> None:
+        """Wait so long, or until there is room that wasn't there before, or a stop is asked for."""
+        lacked_room = self._free() < needed_bytes
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(LOOK_SECONDS, left))
-            if self._free() > free_before or self._stop_requested():
+            if self._stop_requested() or (lacked_room and self._free() >= needed_bytes):
                 return
 
     def _free(self) -> int:

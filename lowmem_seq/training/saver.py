@@ -50,9 +50,13 @@ class Saver:
         self._saved_step = 0
 
     def is_due(self, is_best: bool) -> bool:
-        """Whether to save the last complete step: by the interval, or as a new best where that costs little."""
-        step = self._state.counters.step
-        return self._clock.is_due(step) or (is_best and self._clock.is_affordable())
+        """Whether to save the last complete step: by the interval, for good, or as an affordable best."""
+        step, kept_for_good = self._state.counters.step, self._settings.keep_every_steps
+        return (
+            self._clock.is_due(step)
+            or (kept_for_good is not None and step % kept_for_good == 0)
+            or (is_best and self._clock.is_affordable())
+        )
 
     def save(self) -> None:
         """Save the last complete step, unless it is saved already.
@@ -64,7 +68,8 @@ class Saver:
         if step == self._saved_step:
             return
         began = time.monotonic()
-        checkpoint, seconds = self.patience.run(f"the checkpoint of step {step}", self._save_once)
+        what = f"the checkpoint of step {step}"
+        checkpoint, seconds = self.patience.run(what, self._save_once, self.checkpoint_bytes)
         self._saved_step = step
         self._journal.pause_ended(time.monotonic() - began)
         self._clock.saved(seconds)
@@ -85,17 +90,22 @@ class Saver:
         return self._state.saved_bytes + HEADER_BYTES
 
     def require_disk_space(self) -> None:
-        """See whether the disk has room for the checkpoints that will lie side by side, and the final weights.
+        """See before the first step whether the disk has room for what will lie there side by side.
+
+        That is the newest checkpoints, the best one, one in the making, and the final weights. Later, a save that
+        finds no room waits for it.
 
         Raises:
             DiskError: it hasn't.
         """
-        missing = max(1, self._settings.keep + 1 - len(self.store.all()))
+        if self._state.counters.step:
+            return
+        count = self._settings.keep + self._settings.keep_best + 1
         weights_bytes = sum(value.nbytes for value in self._state.parameters.values())
-        needed, free = missing * self.checkpoint_bytes + weights_bytes, free_bytes(self._run.path)
+        needed, free = count * self.checkpoint_bytes + weights_bytes, free_bytes(self._run.path)
         if free < needed:
             raise DiskError(
-                f"{self._run.path} needs {format_bytes(needed)} on the disk: {missing} checkpoints of "
+                f"{self._run.path} needs {format_bytes(needed)} on the disk: {count} checkpoints of "
                 f"{format_bytes(self.checkpoint_bytes)}, and the final weights; {format_bytes(free)} are free.",
                 "make room, or put the run elsewhere: --run-dir DIR",
             )
@@ -108,7 +118,7 @@ class Saver:
             UsageError: they belong to another experiment.
         """
         checkpoint = self.store.newest_valid(
-            self.identity, lambda what: self._journal.record("checkpoint_passed_over", message=what)
+            self.identity, lambda event, message: self._journal.record(event, message=message)
         )
         if checkpoint is not None:
             self._state.load(checkpoint)

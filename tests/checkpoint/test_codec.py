@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lowmem_seq.checkpoint import codec as module
-from lowmem_seq.checkpoint.codec import read_tensors_into, write_tensors
+from lowmem_seq.checkpoint.codec import as_system_error, read_tensors_into, write_tensors
 from lowmem_seq.errors import NoCheckpointError
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no such modes and limits of files")
@@ -156,28 +156,43 @@ def test_a_tensor_that_fills_the_disk_costs_no_memory(path: Path) -> None:
     assert psutil.Process().memory_info().rss - before_bytes < 10**8
 
 
+NO_SPACE = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("words", "platform", "code"),
     [
-        ("Error while serializing: I/O error: No space left on device (os error 28)", errno.ENOSPC),
-        ("Error while serializing: I/O error: Input/output error (os error 5)", errno.EIO),
-        ('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })', errno.ENOSPC),
-        ("I/O error: There is not enough space on the disk. (os error 112)", errno.ENOSPC),
-        ("I/O error: The disk is full. (os error 39)", errno.ENOSPC),
+        (NO_SPACE, "linux", errno.ENOSPC),
+        ("Error while serializing: I/O error: Input/output error (os error 5)", "linux", errno.EIO),
+        ('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })', "darwin", errno.ENOSPC),
+        ("I/O error: Directory not empty (os error 39)", "linux", 39),
+        ("I/O error: Host is down (os error 112)", "linux", 112),
+        ("I/O error: There is not enough space on the disk. (os error 112)", "win32", errno.ENOSPC),
+        ("I/O error: The disk is full. (os error 39)", "win32", errno.ENOSPC),
+        ("I/O error: Access is denied. (os error 5)", "win32", errno.EACCES),
+        ('IoError(Os { code: 1117, kind: Other, message: "I/O device error" })', "win32", errno.EIO),
+        ("I/O error: The printer is out of paper. (os error 28)", "win32", errno.EINVAL),
     ],
 )
 def test_what_the_system_said_is_told_as_the_system_s_error(
-    path: Path, monkeypatch: pytest.MonkeyPatch, words: str, code: int
+    path: Path, words: str, platform: str, code: int
+) -> None:
+    error = as_system_error(SafetensorError(words), path, platform)
+    assert isinstance(error, OSError)
+    assert (error.errno, error.strerror, error.filename) == (code, words, str(path))
+
+
+@POSIX
+def test_a_write_that_the_system_refuses_raises_the_system_s_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
-        raise SafetensorError(words)
+        raise SafetensorError(NO_SPACE)
 
     monkeypatch.setattr(module, "save_file", refuse)
     with pytest.raises(OSError, match=r"model\.safetensors") as caught:
         write_tensors(path, {"x": torch.zeros(1)})
-    assert caught.value.errno == code
-    assert caught.value.strerror == words
-    assert caught.value.filename == str(path)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_an_error_of_the_library_itself_stays_what_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,17 +244,21 @@ def event_keys_on_the_page() -> dict[str, tuple[set[str], set[str]]]:
 
 
 def event_keys_in_the_code() -> dict[str, tuple[set[str], set[str]]]:
-    """The same, from every call in the package that records an event and gives its keys by name."""
+    """The same, from every call in the package that records an event and gives its keys by name.
+
+    What the store tells in two texts is recorded by the trainer: the event and its message.
+    """
     calls: dict[str, list[set[str]]] = {}
     for path in sorted((ROOT / "lowmem_seq").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
-            event = node.args[0]
-            to_log = node.func.attr == "append" and ast.unparse(node.func.value).endswith("events")
-            if (to_log or node.func.attr == "record") and isinstance(event, ast.Constant):
+            event, called = str(node.args[0].value), ast.unparse(node.func)
+            if called == "tell":
+                calls.setdefault(event, []).append({"message"})
+            elif called.endswith((".record", "events.append")):
                 keywords = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
-                calls.setdefault(str(event.value), []).append(keywords)
+                calls.setdefault(event, []).append(keywords)
     keys: dict[str, tuple[set[str], set[str]]] = {}
     for kind, each in calls.items():
         always = each[0].intersection(*each)

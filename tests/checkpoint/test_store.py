@@ -25,12 +25,22 @@ from lowmem_seq.checkpoint.store import (
     CheckpointStore,
     Fault,
     Retention,
+    Tell,
     best_of,
     find_fault,
     read_manifest,
 )
+from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import NoCheckpointError, UsageError
-from lowmem_seq.files import REMOVED_MARK, TEMPORARY_MARK, is_temporary, read_json, sha256_of, temporary_beside
+from lowmem_seq.files import (
+    REMOVED_MARK,
+    TEMPORARY_MARK,
+    is_temporary,
+    read_json,
+    sha256_of,
+    sync_written,
+    temporary_beside,
+)
 from tests.builders import NEEDS_LINKS, names
 from tests.checkpoint.builders import flip_a_bit
 from tests.disks import RefusingDisk, UnsyncedDisk
@@ -64,15 +74,22 @@ def write_step(
     return store.save(step, writers_of(step, version), identity, {"val_accuracy": accuracy})
 
 
-def refuse_complaints(what: str) -> None:
-    raise AssertionError(f"nothing was to be told: {what}")
+def refuse_complaints(event: str, message: str) -> None:
+    raise AssertionError(f"nothing was to be told: {event}: {message}")
 
 
-def ignore(what: str) -> None:
+def ignore(event: str, message: str) -> None:
     pass
 
 
-def newest(store: CheckpointStore, tell: Callable[[str], None] = refuse_complaints) -> Checkpoint | None:
+class Told(list[tuple[str, str]]):
+    """Hears what is told of checkpoints, the event and its message."""
+
+    def __call__(self, event: str, message: str) -> None:
+        self.append((event, message))
+
+
+def newest(store: CheckpointStore, tell: Tell = refuse_complaints) -> Checkpoint | None:
     return store.newest_valid(IDENTITY, tell)
 
 
@@ -195,8 +212,10 @@ def test_nothing_is_deleted_before_its_successor_verifies(
     with pytest.raises(OSError, match="what was written reads back otherwise: the disk lies") as caught:
         write_step(store, 3)
     assert caught.value.errno == errno.EIO
-    assert seen == [["step-00000001", "step-00000002", "step-00000003"]]
-    assert names(store.folder) == seen[0]
+    assert [name.partition(TEMPORARY_MARK)[0] for name in seen[0]] == [folder_of(1), folder_of(2), folder_of(3)]
+    assert is_temporary(store.folder / seen[0][2])
+    assert len(seen) == 1
+    assert names(store.folder) == [folder_of(1), folder_of(2)]
 
 
 def test_a_checkpoint_that_can_not_be_read_back_is_the_disk_s_refusal_and_deletes_nothing(
@@ -209,9 +228,65 @@ def test_a_checkpoint_that_can_not_be_read_back_is_the_disk_s_refusal_and_delete
         write_step(store, 3)
     assert caught.value.errno == errno.EIO
     monkeypatch.undo()
-    assert steps_of(store) == [1, 2, 3]
+    assert names(store.folder) == [folder_of(1), folder_of(2)]
     write_step(store, 3)
-    assert steps_of(store) == [2, 3]
+    assert names(store.folder) == [folder_of(2), folder_of(3)]
+
+
+def test_a_checkpoint_is_not_replaced_by_one_that_reads_back_otherwise(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = write_step(store, 2, version=" first")
+
+    def write_wrongly(path: Path) -> None:
+        sync_written(path)
+        if path.name == "state.json":  # after the weights were hashed
+            flip_a_bit(path.with_name("model.safetensors"))
+
+    monkeypatch.setattr(module, "sync_written", write_wrongly)
+    with pytest.raises(OSError, match=r"reads back otherwise: model\.safetensors has changed") as caught:
+        write_step(store, 2, version=" second")
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(saved.path))
+    assert names(store.folder) == [folder_of(2)]
+    assert (saved.path / "model.safetensors").read_bytes() == b"weights of 2 first"
+    assert newest(store) == saved
+
+
+def test_a_save_makes_its_own_folder_and_never_the_run_s(tmp_path: Path) -> None:
+    """As where a disk was pulled out, and its mount point is an empty folder of another one."""
+    (tmp_path / "run").mkdir()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", Retention(newest=2))
+    write_step(store, 1)
+    (tmp_path / "run").rename(tmp_path / "pulled out")
+    written: list[Path] = []
+    with pytest.raises(OSError, match="the run folder is gone") as caught:
+        store.save(2, {"a.b": written.append}, IDENTITY)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, str(tmp_path / "run"))
+    assert is_trouble(caught.value)
+    assert written == []
+    assert names(tmp_path) == ["pulled out"]
+    (tmp_path / "pulled out").rename(tmp_path / "run")
+    write_step(store, 2)
+    assert steps_of(store) == [1, 2]
+
+
+def test_a_disk_that_is_pulled_out_in_the_middle_of_a_save_is_trouble(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", Retention(newest=2))
+    write_step(store, 1)
+
+    def pull_out(path: Path) -> None:
+        (tmp_path / "run").rename(tmp_path / "pulled out")
+        path.write_bytes(b"half")
+
+    with pytest.raises(OSError, match="the run folder is gone") as caught:
+        store.save(2, {"a.b": pull_out}, IDENTITY)
+    assert caught.value.errno == errno.ENODEV
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert names(tmp_path) == ["pulled out"]
+    (tmp_path / "pulled out").rename(tmp_path / "run")
+    write_step(store, 2)
+    assert names(store.folder) == [folder_of(1), folder_of(2)]
 
 
 def test_a_save_that_fails_midway_leaves_the_old_ones(store: CheckpointStore) -> None:
@@ -448,9 +523,10 @@ def test_a_broken_checkpoint_is_set_aside_and_the_one_before_it_wins(store: Chec
     assert fault is not None
     assert fault.kind == "broken"
     assert fault.text.startswith(told)
-    complaints: list[str] = []
-    assert newest(store, complaints.append) == older
-    assert complaints == [f"step-00000002 does not verify ({fault.text}); set aside as broken-step-00000002"]
+    told_events = Told()
+    assert newest(store, told_events) == older
+    message = f"step-00000002 does not verify ({fault.text}); set aside as broken-step-00000002"
+    assert told_events == [("checkpoint_passed_over", message)]
     assert names(store.folder) == ["broken-step-00000002", "step-00000001"]
     assert newest(store) == older
 
@@ -558,11 +634,14 @@ def test_where_none_verifies_it_is_an_error_and_nothing_is_moved(store: Checkpoi
         assert names(store.folder) == [folder_of(1), folder_of(2)]
 
 
-def test_where_only_broken_ones_are_left_the_run_does_not_start_from_scratch(store: CheckpointStore) -> None:
+@pytest.mark.parametrize("prefix", ["broken-", "unread-", "foreign-"])
+def test_where_only_those_set_aside_are_left_the_run_does_not_start_from_scratch(
+    store: CheckpointStore, prefix: str
+) -> None:
     for step in (1, 2):
         path = write_step(store, step).path
-        path.rename(path.with_name(f"broken-{path.name}"))
-    with pytest.raises(NoCheckpointError, match=r"verifies \(broken-step-00000001; broken-step-00000002\)"):
+        path.rename(path.with_name(f"{prefix}{path.name}"))
+    with pytest.raises(NoCheckpointError, match=rf"verifies \({prefix}step-00000001; {prefix}step-00000002\)"):
         newest(store)
 
 
@@ -596,9 +675,11 @@ def test_a_checkpoint_that_can_not_be_read_now_is_passed_over(
     refuse_to_read(monkeypatch, code, folder_of(2))
     fault = Fault("unreadable", f"model.safetensors can't be read: {os.strerror(code)}")
     assert find_fault(newer) == fault
-    complaints: list[str] = []
-    assert newest(store, complaints.append) == older
-    assert complaints == [f"step-00000002 does not verify ({fault.text}); set aside as broken-step-00000002"]
+    told = Told()
+    assert newest(store, told) == older
+    message = f"step-00000002 does not verify ({fault.text}); set aside as unread-step-00000002"
+    assert told == [("checkpoint_passed_over", message)]
+    assert names(store.folder) == [folder_of(1), "unread-step-00000002"]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
@@ -657,11 +738,57 @@ def test_a_checkpoint_without_an_identity_is_foreign_too(store: CheckpointStore)
 def test_a_foreign_checkpoint_is_passed_over_for_one_of_this_experiment(store: CheckpointStore) -> None:
     ours = write_step(store, 1)
     write_step(store, 2, identity=FOREIGN)
-    complaints: list[str] = []
-    assert newest(store, complaints.append) == ours
-    assert len(complaints) == 1
-    assert "belongs to another experiment" in complaints[0]
-    assert names(store.folder) == ["broken-step-00000002", "step-00000001"]
+    told = Told()
+    assert newest(store, told) == ours
+    assert told == [
+        (
+            "checkpoint_passed_over",
+            "step-00000002 does not verify (belongs to another experiment (other experiment_sha256)); "
+            "set aside as foreign-step-00000002",
+        )
+    ]
+    assert names(store.folder) == ["foreign-step-00000002", "step-00000001"]
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_what_was_set_aside_and_may_be_whole_is_never_deleted(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = write_step(store, 1)
+    for version in (" first", " second", " third"):
+        write_step(store, 2, identity=FOREIGN, version=version)
+        assert newest(store, ignore) == older
+        write_step(store, 3, version=version)
+        with monkeypatch.context() as patch:
+            refuse_to_read(patch, errno.EIO, folder_of(3))
+            assert newest(store, ignore) == older
+    for step in range(4, 9):
+        write_step(store, step)
+    assert names(store.folder) == [
+        "foreign-step-00000002",
+        "foreign-step-00000002-2",
+        "foreign-step-00000002-3",
+        folder_of(7),
+        folder_of(8),
+        "unread-step-00000003",
+        "unread-step-00000003-2",
+        "unread-step-00000003-3",
+    ]
+    for number, version in (("", " first"), ("-2", " second"), ("-3", " third")):
+        for kind, step in (("foreign", 2), ("unread", 3)):
+            weights = store.folder / f"{kind}-{folder_of(step)}{number}" / "model.safetensors"
+            assert weights.read_text() == f"weights of {step}{version}"
+
+
+def test_one_that_was_set_aside_and_can_be_read_again_counts_when_it_is_renamed_back(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = write_step(store, 1), write_step(store, 2)
+    with monkeypatch.context() as patch:
+        refuse_to_read(patch, errno.EIO, folder_of(2))
+        assert newest(store, ignore) == older
+    (store.folder / "unread-step-00000002").rename(newer.path)
+    assert newest(store) == newer
 
 
 # what a kill leaves
@@ -709,9 +836,9 @@ def test_a_whole_checkpoint_that_had_not_got_its_name_yet_gets_it(store: Checkpo
     write_step(store, 1)
     newer = write_step(store, 2)
     unname(newer)
-    told: list[str] = []
-    assert newest(store, told.append) == newer
-    assert told == ["step-00000002 was whole and had not got its name yet: recovered"]
+    told = Told()
+    assert newest(store, told) == newer
+    assert told == [("checkpoint_recovered", "step-00000002 was whole and had not got its name yet: recovered")]
     assert names(store.folder) == [folder_of(1), folder_of(2)]
 
 
@@ -719,9 +846,9 @@ def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(store: Checkp
     for version in (" old", " new"):
         saved = write_step(store, 2, version=version)
         unname(saved)
-    told: list[str] = []
-    assert newest(store, told.append) == saved
-    assert len(told) == 1
+    told = Told()
+    assert newest(store, told) == saved
+    assert [event for event, _ in told] == ["checkpoint_recovered"]
     assert names(store.folder) == [folder_of(2)]
     assert (saved.path / "model.safetensors").read_text() in ("weights of 2 old", "weights of 2 new")
 
@@ -759,6 +886,113 @@ def test_a_leftover_that_can_not_be_read_now_stays_for_the_next_attempt(
     assert names(store.folder) == [folder_of(1), leftover.name]
     monkeypatch.undo()
     assert newest(store, ignore) == newer
+
+
+# what a save finds of earlier ones
+
+
+def leave_temporaries(store: CheckpointStore) -> None:
+    """What saves leave that the disk did not let delete it: of every kind, and none of it is needed."""
+    third, fourth = write_step(store, 3), write_step(store, 4)
+    unname(third, REMOVED_MARK)
+    shutil.copytree(fourth.path, temporary_beside(fourth.path))
+    for number in range(2):
+        half = temporary_beside(store.folder / folder_of(5 + number))
+        half.mkdir()
+        (half / "model.safetensors").write_bytes(b"half")
+    (store.folder / "broken-step-00000001.removed-0123abcd").mkdir()
+    (store.folder / "notes.partial-0123abcd").write_text("half")
+
+
+def test_a_save_deletes_what_earlier_ones_could_not(store: CheckpointStore) -> None:
+    write_step(store, 2)
+    leave_temporaries(store)
+    write_step(store, 5)
+    assert names(store.folder) == [folder_of(4), folder_of(5)]
+
+
+def test_what_earlier_saves_left_goes_before_room_is_looked_for(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_step(store, 2)
+    leave_temporaries(store)
+    seen: list[list[str]] = []
+
+    def free_bytes(folder: Path) -> int:
+        seen.append(names(folder))
+        return 0
+
+    monkeypatch.setattr(module, "free_bytes", free_bytes)
+    with pytest.raises(OSError, match="are needed"):
+        store.save(5, writers_of(5), IDENTITY, expected_bytes=1)
+    assert seen == [[folder_of(4)]]
+
+
+class KeepingDisk(UnsyncedDisk):
+    """Deletes no folder."""
+
+    def remove_tree(self, folder: Path) -> None:
+        raise OSError(errno.EIO, "error", str(folder))
+
+
+def test_a_broken_one_that_could_not_be_deleted_is_none_of_those_that_stay(store: CheckpointStore) -> None:
+    write_step(store, 1)
+    stay = ["broken-step-00000002", "broken-step-00000003"]
+    for name in (*stay, "broken-step-00000009.removed-0123abcd"):
+        (store.folder / name).mkdir()
+    with files.using(KeepingDisk()):
+        write_step(store, 4)
+    assert names(store.folder) == [*stay, "broken-step-00000009.removed-0123abcd", folder_of(1), folder_of(4)]
+    write_step(store, 5)
+    assert names(store.folder) == [*stay, folder_of(4), folder_of(5)]
+
+
+def test_while_the_disk_deletes_nothing_a_save_succeeds_and_later_ones_delete(store: CheckpointStore) -> None:
+    with files.using(KeepingDisk()):
+        for step in (1, 2, 3, 4):
+            write_step(store, step)
+            write_step(store, step, version=" again")
+    assert [name for name in names(store.folder) if not is_temporary(Path(name))] == [folder_of(3), folder_of(4)]
+    assert len(names(store.folder)) > 6
+    write_step(store, 5)
+    assert names(store.folder) == [folder_of(4), folder_of(5)]
+
+
+def test_the_only_whole_checkpoint_stays_under_its_temporary_name_until_another_is_whole(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refused a save in its place twice: the new one's name, and to give the old one its name back."""
+    only = unname(write_step(store, 2, version=" before"))
+    seen: list[list[str]] = []
+
+    def free_bytes(folder: Path) -> int:
+        seen.append(names(folder))
+        return 0
+
+    monkeypatch.setattr(module, "free_bytes", free_bytes)
+    for _ in range(2):
+        with pytest.raises(OSError, match="are needed"):
+            store.save(2, writers_of(2), IDENTITY, expected_bytes=1)
+    assert seen == [[only.name]] * 2
+    monkeypatch.undo()
+    write_step(store, 2, version=" after")
+    assert names(store.folder) == [folder_of(2)]
+    assert (store.folder / folder_of(2) / "model.safetensors").read_text() == "weights of 2 after"
+
+
+def test_of_several_whole_ones_without_a_name_the_newest_stays_until_another_is_whole(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unnamed = {}
+    with files.using(UnsyncedDisk()):
+        for step in (5, 6, 7):
+            write_step(store, step).path.rename(store.folder / str(step))
+        for step in (5, 6, 7):
+            unnamed[step] = (store.folder / str(step)).rename(temporary_beside(store.folder / folder_of(step)))
+    refuse_to_read(monkeypatch, errno.EIO, folder_of(7))
+    with pytest.raises(OSError, match="are needed"):
+        store.save(8, writers_of(8), IDENTITY, expected_bytes=10**18)
+    assert names(store.folder) == [unnamed[6].name]
 
 
 # what stays

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from lowmem_seq.checkpoint import store as store_module
 from lowmem_seq.checkpoint import verification as module
 from lowmem_seq.checkpoint.codec import write_tensors
-from lowmem_seq.checkpoint.header import Shapes, read_shapes
-from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, Fault, find_fault
+from lowmem_seq.checkpoint.counters import read_counters
+from lowmem_seq.checkpoint.header import TYPE_NAMES, Shapes, read_shapes
+from lowmem_seq.checkpoint.store import LARGEST_COUNTERS_BYTES, Checkpoint, CheckpointStore, Fault, find_fault
 from lowmem_seq.checkpoint.verification import (
     Verdict,
     find_weights_fault,
@@ -157,17 +158,44 @@ def test_tensors_that_do_not_fit_are_found_though_every_byte_is_as_written(folde
     assert (found.fault, found.kind) == (told, "unusable")
 
 
-@pytest.mark.parametrize("counters", [[], {}, {"step": 3}, {"step": "2"}, "2"])
-def test_counters_of_another_step_are_found(folder: Path, counters: object) -> None:
-    write_checkpoint(folder, 2, IDENTITY, counters=counters)
-    assert faults_in(folder) == {2: "state.json holds no counters of step 2"}
+NO_COUNTERS = "state.json holds no counters of step 2"
 
 
-def test_counters_that_are_no_json_are_found(folder: Path) -> None:
-    write_checkpoint(folder, 2, IDENTITY, more={"state.json": b"{"})
+NO_COUNTS: list[object] = [1.5, True, None, 10**400, -(10**400)]
+NO_AMOUNTS: list[object] = [None, "1", float("nan"), float("inf"), 10**400]
+
+
+@pytest.mark.parametrize(
+    "counters",
+    [
+        *([], {}, {"step": 3}, {"step": "2"}, "2", {"step": 2.0}, {"step": 2, "steps": 2}),
+        *({"step": 2, "loss_images": value} for value in NO_COUNTS),
+        *({"step": 2, "loss_sum": value} for value in NO_AMOUNTS),
+        *({"step": 2, "val_loss": value} for value in ([1.0], False, "1")),
+    ],
+    ids=lambda counters: str(counters)[:40],
+)
+def test_counters_that_a_resume_would_refuse_are_found(folder: Path, counters: object) -> None:
+    saved = write_checkpoint(folder, 2, IDENTITY, counters=counters)
     (found,) = verdicts_on(folder)
-    assert found.kind == "unusable"
-    assert str(found.fault).startswith("it can't be read: Expecting property name")
+    assert (found.fault, found.kind) == (NO_COUNTERS, "unusable")
+    with pytest.raises(NoCheckpointError) as caught:
+        read_counters(saved)
+    assert caught.value.message == f"{saved.path / 'state.json'} holds no counters of step 2."
+
+
+def test_counters_of_the_first_release_verify(folder: Path) -> None:
+    counters = {"step": 2, "loss_sum": 0, "loss_images": 2**53, "wall_seconds": 1.5, "val_loss": None}
+    saved = write_checkpoint(folder, 2, IDENTITY, counters=counters)
+    assert faults_in(folder) == {2: None}
+    assert read_counters(saved).loss_images == 2**53
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 5_000, b" " * (LARGEST_COUNTERS_BYTES + 1)])
+def test_counters_that_are_no_json_are_found(folder: Path, content: bytes) -> None:
+    write_checkpoint(folder, 2, IDENTITY, more={"state.json": content})
+    (found,) = verdicts_on(folder)
+    assert (found.fault, found.kind) == (NO_COUNTERS, "unusable")
 
 
 def test_tensors_that_can_not_be_loaded_are_found(folder: Path) -> None:
@@ -282,9 +310,8 @@ def unnamed(saved: Checkpoint, mark: str = "0123abcd") -> Path:
 
 
 def test_one_that_was_whole_before_its_name_counts_as_for_a_resume(folder: Path) -> None:
-    write_checkpoint(folder, 1, IDENTITY)
-    whole = unnamed(write_checkpoint(folder, 2, IDENTITY))
-    half = unnamed(write_checkpoint(folder, 3, IDENTITY))
+    _, newer, newest = (write_checkpoint(folder, step, IDENTITY) for step in (1, 2, 3))
+    whole, half = unnamed(newer), unnamed(newest)
     (half / "manifest.json").unlink()
     assert [one.path for one in leftovers(folder)] == [whole, half]
     found = verdicts_on(folder)
@@ -294,8 +321,8 @@ def test_one_that_was_whole_before_its_name_counts_as_for_a_resume(folder: Path)
 
 
 def test_what_is_left_beside_the_checkpoint_of_its_step_does_not_count(folder: Path) -> None:
-    unnamed(write_checkpoint(folder, 1, IDENTITY))
-    write_checkpoint(folder, 1, IDENTITY)
+    saved = write_checkpoint(folder, 1, IDENTITY)
+    shutil.copytree(saved.path, saved.path.with_name(f"{saved.path.name}.partial-0123abcd"))
     (folder / "notes.partial-0123abcd").mkdir()
     (folder / "step-00000002.partial-0123abcd").write_bytes(b"a file")
     assert leftovers(folder) == []
@@ -304,9 +331,10 @@ def test_what_is_left_beside_the_checkpoint_of_its_step_does_not_count(folder: P
 
 def test_those_set_aside_are_named_and_not_counted(folder: Path) -> None:
     write_checkpoint(folder, 1, IDENTITY)
-    for name in ("broken-step-00000007", "broken-step-00000005", "broken-step-00000002.partial-0123abcd"):
+    there = [f"{prefix}-step-00000005" for prefix in ("broken", "foreign", "unread")]
+    for name in (*there, "broken-step-00000002.partial-0123abcd", "broken-step-00000003.removed-0123abcd"):
         (folder / name).mkdir()
-    assert set_aside(folder) == ["broken-step-00000005", "broken-step-00000007"]
+    assert set_aside(folder) == there
     assert faults_in(folder) == {1: None}
 
 
@@ -340,7 +368,7 @@ def test_the_step_that_is_promised_is_the_one_that_a_resume_takes(
         CONDITIONS[condition](folder, step)
     promised = resume_step(verdicts_on(folder))
     try:
-        taken = CheckpointStore(folder, MANY).newest_valid(IDENTITY, lambda told: None)
+        taken = CheckpointStore(folder, MANY).newest_valid(IDENTITY, lambda event, message: None)
     except (NoCheckpointError, UsageError):
         taken = None
     assert promised == (taken.step if taken is not None else None)
@@ -353,11 +381,12 @@ def test_the_step_that_is_promised_is_the_one_that_a_resume_takes(
     "tensors",
     [
         {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(1.5)},
+        {"whole": torch.arange(3), "bytes": torch.ones(2, dtype=torch.uint8), "truth": torch.tensor([True])},
         {"half": torch.ones(3, dtype=torch.bfloat16), "empty": torch.ones(0, 4), "f16": torch.ones(2).half()},
         {"ä.weight": torch.ones(600_000), "double": torch.ones(1, 2, 1, dtype=torch.float64)},
         {},
     ],
-    ids=["a scalar", "other types", "over a chunk", "none"],
+    ids=["a scalar", "whole numbers", "other types", "over a chunk", "none"],
 )
 def test_the_checksum_of_the_weights_is_that_of_training(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "model.safetensors"
@@ -391,4 +420,10 @@ def test_the_states_names_are_those_of_the_optimizer() -> None:
     built = state_of(weights())
     assert {name: tuple(value.shape) for name, value in live.items()} == {
         name: value.shape for name, value in built.items()
+    }
+
+
+def test_types_are_called_as_torch_calls_them() -> None:
+    assert {name: str(getattr(torch, name)) for name in TYPE_NAMES.values()} == {
+        name: f"torch.{name}" for name in TYPE_NAMES.values()
     }

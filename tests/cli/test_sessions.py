@@ -103,8 +103,8 @@ def test_killed_trainers_are_replaced_and_the_run_ends_with_the_same_bits(undist
     assert "the trainer was ended by SIGKILL; another one starts in 1 s from the newest checkpoint" in said
     assert differences(run, undisturbed) == []
     assert [event["cause"] for event in events(run, "trainer_restarted")] == [
-        "was ended by SIGKILL",
-        "was ended by SIGSEGV",
+        "the trainer was ended by SIGKILL",
+        "the trainer was ended by SIGSEGV",
     ]
     told = reported(run)
     assert (told["state"], told["restarts"], told["sessions"]) == ("finished", 2, 3)

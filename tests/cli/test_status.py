@@ -56,7 +56,7 @@ def write_story(run: RunFolder) -> int:
     start_session(run, at=NOW - 9000)
     train_to(run, 20, at=NOW - 8000)
     validate(run, 20, accuracy=0.612, seconds=20.0)
-    restart(run, "was ended by SIGKILL, for want of memory")
+    restart(run, "the trainer was ended by SIGKILL, for want of memory")
     start_session(run, step=20, at=NOW - 600)
     train_to(run, 40, loss=1.25, rate=4.0, at=NOW - 80)
     saved = [save_step(run, step) for step in (20, 40)]
@@ -114,6 +114,22 @@ def test_a_run_that_stands_tells_no_present_memory_and_no_time_left(
     assert "time left" not in ended.out
 
 
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        ("the trainer was ended by SIGKILL", "the trainer was ended by SIGKILL"),
+        ("the cap of 150 MB is too small.", "the cap of 150 MB is too small"),
+        ("left at once on a second signal", "left at once on a second signal"),
+    ],
+)
+def test_a_cause_is_told_as_it_stands(
+    command_line: CommandLine, run: RunFolder, present: None, cause: str, told: str
+) -> None:
+    start_session(run, at=NOW)
+    tell(run, "session_ended", at=NOW - 7, state="crashed", cause=cause)
+    assert row(command_line("status", str(run.path)), "state") == f"crashed: {told}, last event 7 s ago"
+
+
 def test_before_its_first_event_a_run_tells_what_there_is(
     command_line: CommandLine, run: RunFolder, present: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +150,7 @@ def test_a_run_that_is_starting_again_tells_no_present_memory(
     command_line: CommandLine, run: RunFolder, present: None
 ) -> None:
     write_story(run)
-    restart(run, "was ended by SIGSEGV")
+    restart(run, "the trainer was ended by SIGSEGV")
     with run.locked():
         ended = command_line("status", str(run.path))
     assert row(ended, "state") == "running, the trainer has not begun yet, last event 0 s ago"
@@ -218,7 +234,7 @@ def test_nothing_is_cut_at_any_width(
 ) -> None:
     run = make_run(tmp_path / ("long-" * 20), tiny_pack, tiny_config())
     write_story(run)
-    crash(run, "said: " + "word " * 30 + "end")
+    crash(run, "the trainer said: " + "word " * 30 + "end")
     monkeypatch.setenv("COLUMNS", width)
     ended = command_line("status", str(run.path))
     lines = [line for line in ended.out.splitlines() if not line.startswith("next: ")]
@@ -229,7 +245,11 @@ def test_nothing_is_cut_at_any_width(
     assert ("word" * 30 + "end") in whole.replace(" ", "")
 
 
-def test_no_text_of_the_folder_reaches_the_terminal_as_a_command(command_line: CommandLine, run: RunFolder) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_no_text_of_the_folder_reaches_the_terminal_as_a_command(
+    command_line: CommandLine, tmp_path: Path, tiny_pack: Pack
+) -> None:
+    run = make_run(tmp_path / "run\x1b]0;title\x07", tiny_pack, tiny_config())
     write_text(run.config_file, run.config.to_yaml().replace("name: tiny", 'name: "ti\\e[31mny"'))
     start_session(run)
     restart(run, "\x1b[2J\x07 [bold]died")

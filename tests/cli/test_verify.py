@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from lowmem_seq.checkpoint import store as store_module
 from lowmem_seq.checkpoint.codec import write_tensors
-from lowmem_seq.checkpoint.store import Checkpoint, bytes_on_disk
+from lowmem_seq.checkpoint.store import SET_ASIDE_PREFIXES, Checkpoint, bytes_on_disk
 from lowmem_seq.files import write_json, write_text
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.state import weights_sha256
@@ -210,11 +211,12 @@ def test_what_was_set_aside_is_named_and_not_counted(command_line: CommandLine, 
     assert as_json(command_line, run)["set_aside"] == ["broken-step-00000040"]
 
 
-def test_where_all_were_set_aside_it_is_said(command_line: CommandLine, run: RunFolder) -> None:
+@pytest.mark.parametrize("prefix", SET_ASIDE_PREFIXES)
+def test_where_all_were_set_aside_it_is_said(command_line: CommandLine, run: RunFolder, prefix: str) -> None:
     saved = save_step(run, 40)
-    saved.path.rename(saved.path.with_name("broken-step-00000040"))
+    saved.path.rename(saved.path.with_name(f"{prefix}step-00000040"))
     ended = command_line("verify", str(run.path))
-    assert_wrong(ended, "every checkpoint that lies there was set aside as broken.", "from a copy")
+    assert_wrong(ended, "every checkpoint that lies there was set aside.", "from a copy")
 
 
 def test_what_a_killed_save_left_is_told(command_line: CommandLine, run: RunFolder) -> None:
@@ -232,6 +234,29 @@ def test_what_a_killed_save_left_is_told(command_line: CommandLine, run: RunFold
     with run.locked():  # a save under way
         found = as_json(command_line, run)
     assert (found["resume_step"], found["unfinished"]) == (20, [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_no_name_in_the_folder_reaches_the_terminal_as_a_command(command_line: CommandLine, run: RunFolder) -> None:
+    mark = "\x1b]0;title\x07\n"
+    for step in (20, 40, 60):
+        save_and_tell(run, step)
+    for step in (20, 40):
+        (run.checkpoints / f"step-000000{step}").rename(run.checkpoints / f"step-000000{step}.partial-{mark}{step}")
+    (run.checkpoints / f"step-00000040.partial-{mark}40" / "manifest.json").unlink()
+    (run.checkpoints / f"broken-step-{mark}").mkdir()
+    ended = command_line("verify", str(run.path))
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "step-00000020.partial- ]0;title",
+        "step-00000060",
+        "broken-step- ]0;title",
+        "step-00000040.partial- ]0;title",
+        "all 2 checkpoints verify; resume goes on from step 60",
+    ]
+    assert all(line.isprintable() for line in lines)
+    assert as_json(command_line, run)["unfinished"] == [f"step-00000040.partial-{mark}40"]
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, "1 line is torn"), (2, "2 lines are torn")])

@@ -54,8 +54,8 @@ class Trainer:
             self.step = checkpoint.step
             read_tensors_into({"weights": self.weights}, checkpoint.path / WEIGHTS, "model")
 
-    def tell(self, what: str) -> None:
-        self.run.events.append("checkpoint_passed_over", message=what)
+    def tell(self, event: str, message: str) -> None:
+        self.run.events.append(event, message=message)
 
     def train(self, until: int) -> None:
         """Do the steps that are left, and save each."""

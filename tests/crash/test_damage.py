@@ -82,12 +82,15 @@ class Patient:
         """Have the damage found and told, the older checkpoint taken; put the damaged one back under its name."""
         fault = self.fault()
         assert fault is not None
-        told: list[str] = []
+        told: list[tuple[str, str]] = []
         store = CheckpointStore(self.run.checkpoints, Retention(newest=2))
-        assert store.newest_valid(self.identity, told.append) == Checkpoint(self.run.checkpoints / OLDER, 2)
-        assert told == [f"{NEWER} does not verify ({fault.text}); set aside as broken-{NEWER}"]
-        assert names(self.run.checkpoints) == [f"broken-{NEWER}", OLDER]
-        (self.run.checkpoints / f"broken-{NEWER}").rename(self.newest)
+        older = store.newest_valid(self.identity, lambda event, message: told.append((event, message)))
+        assert older == Checkpoint(self.run.checkpoints / OLDER, 2)
+        aside = f"{fault.kind}-{NEWER}"
+        message = f"{NEWER} does not verify ({fault.text}); set aside as {aside}"
+        assert told == [("checkpoint_passed_over", message)]
+        assert names(self.run.checkpoints) == [aside, OLDER]
+        (self.run.checkpoints / aside).rename(self.newest)
         return fault
 
     def damaged_by(self, content: bytes, name: str) -> Fault:
@@ -214,6 +217,17 @@ def test_after_damage_the_run_comes_to_the_same_weights(patient: Patient) -> Non
     training.saver.save()
     assert patient.fault() is None
     assert names(patient.run.checkpoints) == [f"broken-{NEWER}", OLDER, NEWER]
+
+
+def test_a_checkpoint_that_a_kill_left_without_its_name_is_taken_up_and_told(patient: Patient) -> None:
+    patient.newest.rename(patient.newest.with_name(f"{NEWER}.partial-0123abcd"))
+    training = open_tiny(patient.run)
+    training.saver.load_newest()
+    assert training.state.counters.step == 4
+    events = [event for event in patient.run.events if event["event"].startswith("checkpoint_")]
+    assert [(event["event"], event["message"]) for event in events] == [
+        ("checkpoint_recovered", f"{NEWER} was whole and had not got its name yet: recovered")
+    ]
 
 
 LOOKING = """

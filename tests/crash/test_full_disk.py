@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,8 @@ def test_a_disk_that_stays_full_ends_the_run_with_8_and_it_can_be_resumed(undist
             fill_until_it_pauses(session, run)
             step = newest_whole(run)
             said = session.ended(8)
-        assert f"error: the checkpoint of step {step + EVERY} could not be written for 3 s: " in said
+        told = rf"error: the checkpoint of step {step + EVERY} could not be written for ([3-9]|[1-5]\d) s: "
+        assert re.search(told, said), said
         assert "hint: make room on the disk; what was saved before stands" in said
         assert newest_whole(run) == step
         (disk / "filler").unlink()
@@ -130,7 +132,7 @@ def test_a_run_is_not_begun_where_there_is_too_little_room(undisturbed: Path, fo
         with resume(run, cwd=folder) as session:
             said = session.ended(8)
         assert f"error: {run} needs " in said
-        assert " on the disk: 3 checkpoints of " in said
+        assert " on the disk: 4 checkpoints of " in said
         assert "KB are free.\n\nhint: make room, or put the run elsewhere: --run-dir DIR" in said
         assert not (run / "checkpoints").exists()
         assert events(run, "session_started") == events(run, "trainer_restarted") == []

@@ -73,7 +73,7 @@ def test_lost_steps_are_counted(run: RunFolder, events: list[tuple[str, int]], m
 
 
 def test_a_checkpoint_that_a_kill_broke_is_a_failure_and_a_recovered_one_is_none(run: RunFolder) -> None:
-    run.events.append("checkpoint_passed_over", message="step-00000005 was whole and ...: recovered")
+    run.events.append("checkpoint_recovered", message="step-00000005 was whole and ...: recovered")
     assert lost_steps(run, every=5) == (0, [])
     run.events.append("checkpoint_passed_over", message="step-00000005 does not verify (...)")
     assert lost_steps(run, every=5) == (0, ["step-00000005 does not verify (...)"])

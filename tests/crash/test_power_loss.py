@@ -102,7 +102,7 @@ def content_of(checkpoint: Checkpoint) -> tuple[tuple[str, bytes], ...]:
 def newest(folder: Path) -> Hashable:
     """Find the newest checkpoint as a resume does; the store must be tidy then, and take another one."""
     store = store_in(folder)
-    checkpoint = store.newest_valid(IDENTITY, lambda told: None)
+    checkpoint = store.newest_valid(IDENTITY, lambda event, message: None)
     if checkpoint is None:
         return NOTHING
     assert not [path for path in store.folder.iterdir() if is_temporary(path)]
@@ -112,8 +112,8 @@ def newest(folder: Path) -> Hashable:
     return found
 
 
-def refuse_to_tell(told: str) -> None:
-    raise AssertionError(f"nothing was to be told: {told}")
+def refuse_to_tell(event: str, message: str) -> None:
+    raise AssertionError(f"nothing was to be told: {event}: {message}")
 
 
 def assert_none(findings: Findings, fewest_trees: int) -> None:
@@ -163,7 +163,7 @@ def test_recovering_and_setting_aside_leave_what_a_run_can_go_on_from(
     record = RecordingDisk(disk_folder)
     with files.using(record):
         record.expect(saved(2))
-        assert store_in(disk_folder).newest_valid(IDENTITY, lambda told: None) is not None
+        assert store_in(disk_folder).newest_valid(IDENTITY, lambda event, message: None) is not None
         record.expect(saved(2))
     assert sorted(path.name for path in unnamed.parent.iterdir()) == [
         "broken-step-00000004",

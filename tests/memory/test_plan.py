@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from lowmem_seq.errors import CapTooSmallError, UsageError
 from lowmem_seq.memory.plan import (
     MARGIN,
+    MOST_WORKERS,
     Measurement,
     Plan,
     candidate_sizes,
@@ -27,6 +29,7 @@ from tests.builders import tiny_plan
 measurements = st.builds(
     Measurement,
     micro_batch=st.integers(1, 1024),
+    workers=st.integers(1, MOST_WORKERS),
     peak_bytes=st.integers(10**8, 10**10),
     images_per_second=st.floats(0.1, 1e5),
 )
@@ -71,14 +74,62 @@ def test_a_plan_says_its_format_version() -> None:
         {"environment": {"LD_PRELOAD": "evil.so"}},
         {"environment": {"PYTHONPATH": "."}},
         {"environment": {"OMP_NUM_THREADS": "2; rm"}},
+        {"environment": {"OMP_NUM_THREADS": "10000"}},
+        {"environment": {"OMP_NUM_THREADS": "\u0662"}},
+        {"environment": {"OMP_NUM_THREADS": 2}},
+        {"environment": {"GLIBC_TUNABLES": "x" * 1001}},
+        {"environment": []},
+        {"environment": None},
+        {"workers": MOST_WORKERS + 1},
+        {"workers": True},
+        {"workers": 1.0},
+        {"threads": 1025},
+        {"micro_batch": 10**6 + 1},
+        {"cap_bytes": 2**63},
+        {"cap_bytes": None},
+        {"cap_source": "elsewhere"},
+        {"device": ["cpu"]},
+        {"predicted_peak_bytes": "\x1b[2J"},
+        {"predicted_peak_bytes": 1.5},
+        {"predicted_images_per_second": "fast"},
+        {"predicted_images_per_second": float("nan")},
+        {"predicted_images_per_second": float("inf")},
+        {"predicted_images_per_second": -1.0},
+        {"predicted_images_per_second": True},
+        *(
+            {"measurements": [{**asdict(tiny_plan().measurements[0]), name: value}]}
+            for name, value in (
+                ("micro_batch", 0),
+                ("workers", 10**6),
+                ("peak_bytes", "1"),
+                ("images_per_second", None),
+            )
+        ),
     ],
+    ids=lambda changes: str(changes)[:60],
 )
 def test_a_plan_that_could_do_harm_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=r"plan\.json is no plan"):
+    with pytest.raises(UsageError, match=r"plan\.json is no plan") as caught:
         plan_from_json({**tiny_plan().to_json(), **changes})
+    assert caught.value.hint == "delete plan.json to have it measured anew"
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_the_largest_plan_that_is_read() -> None:
+    value = {
+        **tiny_plan().to_json(),
+        **{"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "cap_bytes": 2**63 - 1},
+        **{"predicted_peak_bytes": 0, "predicted_images_per_second": 7},
+        "environment": {
+            "OMP_NUM_THREADS": "9999",
+            "OMP_WAIT_POLICY": "",
+            "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2_Usable,-ERMS:glibc.malloc.hugetlb=1",
+        },
+    }
+    plan = plan_from_json(value)
+    assert {**plan.to_json(), "measurements": value["measurements"]} == value
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None, True, 1.0])
 def test_a_plan_of_another_format_is_refused(version: object) -> None:
     with pytest.raises(UsageError) as caught:
         plan_from_json({**tiny_plan().to_json(), "format_version": version})

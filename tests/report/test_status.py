@@ -82,7 +82,7 @@ def test_a_half_made_run_has_every_key_and_knows_nothing(run: RunFolder) -> None
         "run": str(run.path),
         "name": "tiny",
         "state": "crashed",
-        "cause": "ended without a word",
+        "cause": "the trainer ended without a word",
         "checkpoints": [],
         "restarts": 0,
     }
@@ -127,18 +127,18 @@ def test_states(run: RunFolder) -> None:
         assert state() == ("running", None, True)
         start_session(run)
         assert state() == ("running", None, False)
-        restart(run, "was ended by SIGKILL")
+        restart(run, "the trainer was ended by SIGKILL")
         assert state() == ("running", None, True)
         start_session(run)
         pause(run)
         assert state() == ("paused", None, False)
-    assert state() == ("crashed", "ended without a word", False)
-    crash(run, "was ended by SIGSEGV")
-    assert state() == ("crashed", "was ended by SIGSEGV", False)
+    assert state() == ("crashed", "the trainer ended without a word", False)
+    crash(run, "the trainer was ended by SIGSEGV")
+    assert state() == ("crashed", "the trainer was ended by SIGSEGV", False)
     stop(run, 20)
     assert state() == ("stopped", None, False)
     start_session(run, step=20)
-    assert state() == ("crashed", "ended without a word", False)
+    assert state() == ("crashed", "the trainer ended without a word", False)
     finish(run)
     assert state() == ("finished", None, False)
 
@@ -160,7 +160,7 @@ def test_a_pause_says_what_waits_and_why(run: RunFolder) -> None:
 def test_a_crash_that_gave_no_cause_says_so(run: RunFolder) -> None:
     start_session(run)
     tell(run, "session_ended", state="crashed")
-    assert read_status(run).cause == "ended, and did not say why"
+    assert read_status(run).cause == "the trainer ended, and did not say why"
 
 
 def test_a_state_that_is_none_counts_as_a_crash(run: RunFolder) -> None:
@@ -173,12 +173,15 @@ def test_a_state_that_is_none_counts_as_a_crash(run: RunFolder) -> None:
 def test_restarts_with_the_cause_of_the_last(run: RunFolder) -> None:
     assert read_status(run).last_restart_cause is None
     start_session(run)
-    restart(run, "was ended by SIGKILL")
+    restart(run, "the trainer was ended by SIGKILL")
     start_session(run)
-    restart(run, "ended with code 1, for want of memory")
+    restart(run, "the trainer ended with code 1, for want of memory")
     start_session(run)
     status = read_status(run)
-    assert (status.figures["restarts"], status.last_restart_cause) == (2, "ended with code 1, for want of memory")
+    assert (status.figures["restarts"], status.last_restart_cause) == (
+        2,
+        "the trainer ended with code 1, for want of memory",
+    )
 
 
 # Time.

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from lowmem_seq.errors import UsageError
 from lowmem_seq.files import write_text
 from lowmem_seq.report.summary import UNKNOWN, find_runs, summarise, summarise_all
 from lowmem_seq.runs.folder import RunFolder, create_run
-from tests.builders import tiny_config
+from tests.builders import NEEDS_LINKS, tiny_config
 from tests.report.builders import (
     crash,
     finish,
@@ -148,9 +150,9 @@ def test_the_time_that_was_used_is_known_while_it_trains(run: RunFolder) -> None
 
 def test_restarts_are_counted_over_all_sessions(run: RunFolder) -> None:
     start_session(run)
-    restart(run, "was ended by SIGKILL")
+    restart(run, "the trainer was ended by SIGKILL")
     start_session(run)
-    restart(run, "was ended by SIGSEGV")
+    restart(run, "the trainer was ended by SIGSEGV")
     assert told(run, "restarts") == [2]
 
 
@@ -174,14 +176,18 @@ def test_a_held_run_that_waits_for_the_disk_is_paused(run: RunFolder) -> None:
 
 
 def by_its_end(run: RunFolder) -> None:
-    crash(run, "said: it could not be written")
+    crash(run, "the trainer said: it could not be written")
+
+
+def by_a_resume(run: RunFolder) -> None:
+    tell(run, "session_opened", supervisor_pid=1)
 
 
 def by_a_plan(run: RunFolder) -> None:
     tell(run, "planned", cap_bytes=5)
 
 
-@pytest.mark.parametrize("ends", [by_its_end, by_a_plan, start_session])
+@pytest.mark.parametrize("ends", [by_its_end, by_a_resume, by_a_plan, start_session])
 def test_a_pause_ends_with_who_paused(run: RunFolder, ends: Callable[[RunFolder], None]) -> None:
     start_session(run)
     pause(run)
@@ -246,3 +252,33 @@ def test_one_unreadable_run_spoils_no_other(tmp_path: Path, run: RunFolder) -> N
     assert "format version 9" in first["state"]
     assert first.keys() == second.keys() == UNKNOWN.keys()
     assert second["state"] == "crashed"
+
+
+@NEEDS_LINKS
+def test_a_run_with_a_link_is_not_read(tmp_path: Path, run: RunFolder) -> None:
+    start_session(run)
+    run.events.path.rename(tmp_path / "elsewhere")
+    run.events.path.symlink_to(tmp_path / "elsewhere")
+    (told,) = summarise_all([run])
+    link = f"{run.events.path} is a link, and a run's files must lie in its own folder."
+    assert told == {**UNKNOWN, "run": str(run.path), "state": f"unreadable: {link}"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+def test_a_run_with_a_pipe_is_not_read(run: RunFolder) -> None:
+    os.mkfifo(run.events.path)
+    writer = threading.Thread(target=run.events.path.write_bytes, args=(b"",))  # so that a reader would not wait
+    writer.start()
+    (told,) = summarise_all([run])
+    os.close(os.open(run.events.path, os.O_RDONLY | os.O_NONBLOCK))
+    writer.join()
+    assert told["state"] == f"unreadable: {run.events.path} is a pipe or a device."
+
+
+def test_a_run_that_the_disk_refuses_spoils_no_other(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: RunFolder) -> None:
+        raise PermissionError("the disk says no")
+
+    monkeypatch.setattr(RunFolder, "is_locked", refuse)
+    (told,) = summarise_all([run])
+    assert told["state"] == "unreadable: it can't be read: the disk says no"

@@ -127,6 +127,11 @@ def test_a_hostile_name_reaches_the_terminal_as_plain_text(name: str, count: int
         assert name in text
 
 
+def test_a_hostile_class_reaches_the_terminal_as_plain_text() -> None:
+    hostile = summary(classes=["\x1b[2J\x9bcat", "dog"], class_accuracies=[0.5, 0.75])
+    assert [line.strip() for line in shown([hostile], 200)[-2:]] == ["50.00%   [2J cat", "75.00%  dog"]
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140, 200])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_table_fits_the_terminal_and_tells_the_accuracy(width: int, count: int) -> None:

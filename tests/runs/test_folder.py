@@ -174,7 +174,7 @@ def test_who_holds_the_run_is_the_last_session_s_supervisor(
     run: RunFolder, holder: subprocess.Popen[str], told: list[object], named: str
 ) -> None:
     for pid in told:
-        run.events.append("session_started", supervisor_pid=pid)
+        run.events.append("session_opened", supervisor_pid=pid)
     run.events.append("train", supervisor_pid=99)
     with pytest.raises(RunLockedError) as caught, run.locked():
         pass
@@ -205,8 +205,9 @@ def test_a_trainer_that_is_left_over_is_waited_for(run: RunFolder, holder: subpr
 
 @SUPERVISED
 def test_who_looks_whether_a_run_is_held_does_not_keep_a_writer_from_starting(
-    run: RunFolder, holder: subprocess.Popen[str]
+    run: RunFolder, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "SECONDS_FOR_A_READER", SECONDS_FOR_A_PROCESS)  # the holder is one
     with ending(holder, after_seconds=0.2), run.locked():  # far longer than a look takes
         assert run.is_locked()
 
@@ -215,7 +216,7 @@ def test_writers_start_while_others_look_all_the_time(run: RunFolder) -> None:
     with run.locked(), run.writing():
         pass
     ended = threading.Event()
-    looks = 0
+    starts = looks = 0
 
     def look() -> None:
         nonlocal looks
@@ -227,14 +228,13 @@ def test_writers_start_while_others_look_all_the_time(run: RunFolder) -> None:
     for reader in readers:
         reader.start()
     try:
-        for _ in range(30):
+        while starts < 30 or looks < 30:
             with run.locked(), run.writing():
-                pass
+                starts += 1
     finally:
         ended.set()
         for reader in readers:
             reader.join()
-    assert looks > 30
 
 
 def test_the_lock_of_a_killed_process_is_free(run: RunFolder, holder: subprocess.Popen[str]) -> None:

@@ -186,12 +186,19 @@ def test_a_trainer_that_was_ended_is_replaced_and_the_cause_is_recorded(
     assert one.train() == 0
     assert one.stops.waits == [1.0]
     (ended,), (restarted,) = one.events("session_ended"), one.events("trainer_restarted")
-    assert (ended["state"], ended["cause"]) == ("crashed", cause)
+    assert (ended["state"], ended["cause"]) == ("crashed", f"the trainer {cause}")
     del restarted["time_unix_seconds"]
-    told = {"event": "trainer_restarted", "cause": cause, "deaths_in_a_row": 1, "max_restarts": 10}
+    told = {"event": "trainer_restarted", "cause": f"the trainer {cause}", "deaths_in_a_row": 1, "max_restarts": 10}
     assert restarted == {**told, "wait_seconds": 1.0}
     assert one.screen.shown[-1]["event"] == "trainer_restarted"
     assert one.stored_micro_batch == 8
+
+
+def test_a_trainer_that_somebody_else_stopped_is_replaced(supervise: Supervise) -> None:
+    one = supervise(Life(4, says=(CHECKPOINT,)), Life(0))
+    assert one.train() == 0
+    assert one.stops.waits == [1.0]
+    assert "somebody else" in one.events("trainer_restarted")[0]["cause"]
 
 
 def test_the_wait_doubles_up_to_a_minute(supervise: Supervise) -> None:
@@ -216,7 +223,7 @@ def test_a_save_makes_the_next_wait_short_again(supervise: Supervise) -> None:
 def test_a_run_ends_when_too_many_trainers_died_in_a_row(supervise: Supervise) -> None:
     one = supervise(*[Life(CRASHED)] * 3)
     with pytest.raises(
-        RestartsExhaustedError, match=r"^the trainer was ended by SIGSEGV, for the 3rd time"
+        RestartsExhaustedError, match=r"^the trainer was ended by SIGSEGV; that happened 3 times in a row"
     ) as told:
         one.train(max_restarts=2)
     assert told.value.exit_code == 10
@@ -230,7 +237,10 @@ def test_a_run_ends_when_too_many_trainers_died_in_a_row(supervise: Supervise) -
 
 def test_no_restart_is_allowed_where_none_is_wanted(supervise: Supervise) -> None:
     one = supervise(Life(KILLED, says=(CHECKPOINT,)))
-    with pytest.raises(RestartsExhaustedError, match=r"^the trainer was ended by SIGKILL"):
+    with pytest.raises(
+        RestartsExhaustedError,
+        match=r"^the trainer was ended by SIGKILL; that happened once, and --max-restarts is 0",
+    ):
         one.train(max_restarts=0)
     assert one.stops.waits == []
 
@@ -243,7 +253,7 @@ def test_what_a_trainer_says_is_wrong_is_raised_and_not_tried_again(supervise: S
     assert told.value.hint == "make room"
     assert one.stops.waits == []
     (ended,) = one.events("session_ended")
-    assert (ended["state"], ended["cause"]) == ("crashed", "said: the disk is full.")
+    assert (ended["state"], ended["cause"]) == ("crashed", "the trainer said: the disk is full.")
 
 
 def test_a_defect_of_the_trainer_is_told_with_its_last_words_and_not_tried_again(supervise: Supervise) -> None:
@@ -280,7 +290,7 @@ def test_a_trainer_that_ran_out_of_memory_is_replaced_by_a_smaller_one(supervise
     assert one.stored_micro_batch == 4
     (changed,), (restarted,) = one.events("micro_batch_changed"), one.events("trainer_restarted")
     assert (changed["micro_batch_before"], changed["micro_batch"]) == (8, 4)
-    assert restarted["cause"] == "ended with code 1, for want of memory"
+    assert restarted["cause"] == "the trainer ended with code 1, for want of memory"
 
 
 @pytest.mark.parametrize(("short", "micro_batch"), [(True, 4), (False, 8)])

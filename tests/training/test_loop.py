@@ -215,9 +215,9 @@ def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_its_first_step(
     training = opened(run)
     weights_bytes = sum(value.nbytes for value in training.state.parameters.values())
     checkpoint_bytes = training.state.saved_bytes + HEADER_BYTES
-    needed = 3 * checkpoint_bytes + weights_bytes  # two that stay and the next one, and the final weights
+    needed = 4 * checkpoint_bytes + weights_bytes  # the newest two, the best, the next one, and the final weights
     monkeypatch.setattr(saver, "free_bytes", lambda folder: needed - 1)
-    with pytest.raises(DiskError, match=r"3 checkpoints of .*, and the final weights; .* are free") as caught:
+    with pytest.raises(DiskError, match=r"4 checkpoints of .*, and the final weights; .* are free") as caught:
         training.go()
     assert caught.value.exit_code == 8
     assert "--run-dir DIR" in caught.value.hint
@@ -227,18 +227,24 @@ def test_a_run_that_does_not_fit_on_the_disk_is_refused_before_its_first_step(
     training.begin()
 
 
-def test_checkpoints_that_are_there_need_no_room_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_begun_waits_for_room_instead(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     training = opened(run)
-    for step in (1, 2):
-        training.state.counters.step = step
-        training.saver.save()
-    weights_bytes = sum(value.nbytes for value in training.state.parameters.values())
-    needed = training.state.saved_bytes + HEADER_BYTES + weights_bytes
-    monkeypatch.setattr(saver, "free_bytes", lambda folder: needed)
+    training.state.counters.step = 1
+    monkeypatch.setattr(saver, "free_bytes", lambda folder: 0)
     training.begin()
-    monkeypatch.setattr(saver, "free_bytes", lambda folder: needed - 1)
-    with pytest.raises(DiskError, match="1 checkpoints of"):
-        training.begin()
+
+
+@pytest.mark.parametrize("every", ["auto", "5min", "3steps"])
+def test_what_is_to_be_kept_for_good_is_saved_whatever_the_interval(run: RunFolder, every: str) -> None:
+    changed = {"every": every, "keep": 1, "keep_best": False, "keep_every_steps": 2}
+    config = run.config.model_copy(
+        update={"checkpoint": run.config.checkpoint.model_copy(update=changed), "steps": 5}
+    )
+    run.write_config(config)
+    training = opened(run)
+    assert training.train()
+    training.saver.save()
+    assert [checkpoint.step for checkpoint in training.saver.store.all()] == [2, 4, 5]
 
 
 @pytest.mark.parametrize("what", ["the checkpoint of step 1", "the final weights"])

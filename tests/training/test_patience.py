@@ -133,8 +133,19 @@ def test_without_patience_the_first_refusal_is_the_last(world: World, log: Event
 def test_when_room_appears_the_write_is_tried_at_once(world: World, log: EventLog) -> None:
     world.free = lambda seconds: 5000 if seconds < 70 else 6000
     write = Refused(world, times=7)
-    assert patience(log, 1800.0).run("the plan", write) == "written"
+    assert patience(log, 1800.0).run("the plan", write, needed_bytes=6000) == "written"
     assert write.at_seconds == [0, 1, 3, 7, 15, 31, 63, 70]
+
+
+@pytest.mark.parametrize("needed_bytes", [0, 4000, 9000])
+def test_room_that_was_there_or_is_too_little_is_no_reason_to_try(
+    world: World, log: EventLog, needed_bytes: int
+) -> None:
+    """The room on a disk that others write to changes all the time."""
+    world.free = lambda seconds: 5000 + int(2 * seconds) % 7
+    write = Refused(world, times=4)
+    patience(log, 1800.0).run("the plan", write, needed_bytes)
+    assert write.at_seconds == [0, 1, 3, 7, 15]
 
 
 def test_less_room_than_before_is_no_reason_to_try(world: World, log: EventLog) -> None:
@@ -152,7 +163,7 @@ def test_a_disk_that_was_pulled_out_has_no_room_until_it_is_back(world: World, l
 
     world.free = free
     write = Refused(world, times=3)
-    assert patience(log, 1800.0).run("the plan", write) == "written"
+    assert patience(log, 1800.0).run("the plan", write, needed_bytes=6000) == "written"
     assert write.at_seconds == [0, 1, 3, 5]
     assert [event["free_bytes"] for event in log if event["event"] == "paused"] == [0, 0, 0]
 
