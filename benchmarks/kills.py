@@ -59,7 +59,7 @@ def copy_before_first_step(run: Path, to: Path, *assignments: str) -> RunFolder:
     copy = RunFolder(to)
     for name in ("config.yaml", "environment.json", "data.json", "plan.json"):
         (to / name).write_bytes((run / name).read_bytes())
-    settings = copy.config.model_dump(mode="json")
+    settings = copy.config.to_settings()
     for assignment in assignments:
         override(settings, assignment)
     copy.write_config(validate(settings))

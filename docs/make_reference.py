@@ -6,13 +6,13 @@ import ast
 import inspect
 from pathlib import Path
 
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from msgspec import NODEFAULT, structs
 
 from lowmem_seq import config, errors
+from lowmem_seq.sections import Section
 
 FOLDER = Path(__file__).resolve().parent / "reference"
-SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
+SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("", config.RunConfig),
     ("model", config.Sequencer2DConfig),
     ("model", config.VanillaBiLSTMConfig),
@@ -24,7 +24,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
 )
 
 
-def field_sentences(section: type[BaseModel]) -> dict[str, str]:
+def field_sentences(section: type[Section]) -> dict[str, str]:
     """Return the sentence that stands under each field of a section."""
     (definition,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(definition, ast.ClassDef)
@@ -54,10 +54,11 @@ def config_page() -> str:
         sentences = field_sentences(section)
         lines += ["", f"## {prefix or 'the run'}: {(section.__doc__ or '').strip().splitlines()[0]}", ""]
         lines += ["| key | default | what it is |", "|---|---|---|"]
-        for name, field in section.model_fields.items():
+        for field in structs.fields(section):
+            name = field.name
             if name not in sentences:
                 continue
-            default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
+            default = "required" if field.default is NODEFAULT else f"`{field.default!r}`"
             key = f"{prefix}.{name}" if prefix else name
             lines.append(f"| `{key}` | {default} | {sentences[name]} |")
     return "\n".join(lines) + "\n"

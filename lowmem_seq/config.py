@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import reprlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from msgspec import Meta
 
 from lowmem_seq.errors import UsageError, nearest
 from lowmem_seq.files import read_limited
+from lowmem_seq.sections import Reader, Section
 from lowmem_seq.units import Interval, parse_bytes, parse_interval, parse_seconds
 
 FORMAT_VERSION = 1
@@ -42,12 +42,15 @@ def _time_text(value: object) -> object:
     return value
 
 
-IntervalText = Annotated[str, BeforeValidator(_interval_text)]
-TimeText = Annotated[str, BeforeValidator(_time_text)]
-ByteCount = Annotated[int, BeforeValidator(_bytes_from_text), Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Width = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Probability = Annotated[float, Meta(ge=0, lt=1)]
+# a function beside a type turns what is given into what the type is checked against: see sections.py
+IntervalText = Annotated[str, _interval_text]
+TimeText = Annotated[str, _time_text]
+ByteCount = Annotated[Count | None, _bytes_from_text]
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -59,23 +62,19 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Sequencer2DConfig(_Section):
+class Sequencer2DConfig(Section, frozen=True):
     """A Sequencer2D: stages of BiLSTM2D layers over a grid of tokens."""
 
     architecture: Literal["sequencer2d"]
-    layers: tuple[Width, ...]
+    layers: tuple[Count, ...]
     """Sequencer2D layers in each stage."""
-    widths: tuple[Width, ...]
+    widths: tuple[Count, ...]
     """Channels of a token in each stage."""
-    lstm_widths: tuple[Width, ...]
+    lstm_widths: tuple[Count, ...]
     """Hidden units of each of the four LSTM directions, by stage."""
-    patch_sizes: tuple[Width, ...]
+    patch_sizes: tuple[Count, ...]
     """Side of the patches that become a stage's tokens: of the image for the first, of tokens after it."""
-    mlp_ratio: float = Field(3.0, gt=0)
+    mlp_ratio: Positive = 3.0
     """Hidden units of the channel MLP over the token's channels."""
     embed_norm: bool = False
     """Whether a LayerNorm follows the patch embedding (the seeds' models; the paper has none)."""
@@ -88,58 +87,56 @@ class Sequencer2DConfig(_Section):
     initialisation: Literal["paper", "he"] = "he"
     """`he`: Kaiming normal linear layers; `paper`: as timm draws them."""
 
-    @model_validator(mode="after")
-    def _one_value_a_stage(self) -> Sequencer2DConfig:
+    def __post_init__(self) -> None:
         counts = {len(self.layers), len(self.widths), len(self.lstm_widths), len(self.patch_sizes)}
         if len(counts) != 1 or 0 in counts:
             raise ValueError("layers, widths, lstm_widths and patch_sizes need one value a stage each")
-        return self
 
 
-class VanillaBiLSTMConfig(_Section):
+class VanillaBiLSTMConfig(Section, frozen=True):
     """A plain bidirectional LSTM over the patches as one row-major sequence."""
 
     architecture: Literal["vanilla_bilstm"]
-    layers: Width
+    layers: Count
     """BiLSTM layers."""
-    width: Width
+    width: Count
     """Channels of a token."""
-    lstm_width: Width
+    lstm_width: Count
     """Hidden units of each direction."""
-    patch_size: Width
+    patch_size: Count
     """Side of the patches that become tokens."""
     dropout: Probability = 0.0
     """Probability that a feature is dropped before the head."""
 
 
-ModelConfig = Annotated[Sequencer2DConfig | VanillaBiLSTMConfig, Field(discriminator="architecture")]
+ModelConfig: TypeAlias = Sequencer2DConfig | VanillaBiLSTMConfig
 
 
-class DataConfig(_Section):
+class DataConfig(Section, frozen=True):
     """Which images, and how they are split."""
 
     source: str = "cifar10"
     """A catalogue name, or a path to a folder or zip laid out CLASS/file or train/CLASS + test/CLASS."""
     classes: tuple[str, ...] | None = None
     """The subset of classes to use, in this order; null takes all."""
-    image_size: int = Field(32, ge=8, le=1024)
+    image_size: Annotated[int, Meta(ge=8, le=1024)] = 32
     """Side of the square that every image is brought to, in pixels."""
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.1
+    validation_fraction: Annotated[float, Meta(gt=0, lt=0.9)] = 0.1
     """Share of the training images that is kept aside, by seed, to choose by."""
 
 
-class AugmentationConfig(_Section):
+class AugmentationConfig(Section, frozen=True):
     """What is done to training images, each draw keyed by (seed, epoch, sample)."""
 
     flip: bool | None = None
     """Mirror left and right, with probability one half; null: unless the dataset is of digits."""
-    crop_padding: int = Field(4, ge=0)
+    crop_padding: Annotated[int, Meta(ge=0)] = 4
     """Shift by up to this many pixels each way, filling with the mean colour."""
-    rotate_degrees: float = Field(0.0, ge=0, le=180)
+    rotate_degrees: Annotated[float, Meta(ge=0, le=180)] = 0.0
     """Rotate by up to this angle each way."""
-    zoom: float = Field(0.0, ge=0, lt=1)
+    zoom: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Scale by exp(-zoom) to exp(zoom), and stretch by half of that."""
-    colour: float = Field(0.0, ge=0, lt=2)
+    colour: Annotated[float, Meta(ge=0, lt=2)] = 0.0
     """Change contrast, brightness and saturation by up to this share."""
     erase: Fraction = 0.0
     """Share of the images that lose a square of 1/5 to 1/2 of the side."""
@@ -150,53 +147,51 @@ class AugmentationConfig(_Section):
     mixing_off_fraction: Fraction = 0.0
     """Final share of the training during which mixup and cutmix are off."""
 
-    @model_validator(mode="after")
-    def _shares_add_up(self) -> AugmentationConfig:
+    def __post_init__(self) -> None:
         if self.mixup + self.cutmix > 1:
             raise ValueError("mixup and cutmix together must not pass 1")
-        return self
 
 
-class RecipeConfig(_Section):
+class RecipeConfig(Section, frozen=True):
     """How the weights are found: AdamW, linear warm-up, cosine decay."""
 
-    epochs: int = Field(36, ge=1)
+    epochs: Count = 36
     """Times that every training image is seen."""
-    effective_batch: int = Field(128, ge=1)
+    effective_batch: Count = 128
     """Images in one optimizer step; never changed by memory."""
-    peak_learning_rate: float = Field(2e-3, gt=0)
+    peak_learning_rate: Positive = 2e-3
     """Learning rate after the warm-up."""
-    final_learning_rate: float = Field(0.0, ge=0)
+    final_learning_rate: NotNegative = 0.0
     """Learning rate that the cosine ends at."""
     warmup_fraction: Fraction = 0.1
     """Share of the steps in which the rate grows linearly from 0."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: NotNegative = 0.05
     """Decoupled weight decay of matrices; vectors (biases, norms) have none."""
     beta1: Probability = 0.9
     """AdamW's decay of the gradient's mean."""
     beta2: Probability = 0.999
     """AdamW's decay of the gradient's square."""
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: Positive | None = 1.0
     """Largest norm of the whole gradient; null leaves it as it is."""
     label_smoothing: Fraction = 0.1
     """Share of the target that is spread over all classes."""
     ema_decay: Probability = 0.0
     """Decay of the running average of the weights that is evaluated; 0 keeps none."""
-    evaluate_every_epochs: int = Field(1, ge=1)
+    evaluate_every_epochs: Count = 1
     """Epochs between two looks at the validation part."""
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section, frozen=True):
     """When a run is saved, and how many saves stay."""
 
     every: IntervalText = "5min"
     """`200steps`, `5min`, or `auto`: as often as keeps saving under 1 % of the time."""
-    keep: int = Field(2, ge=1)
+    keep: Count = 2
     """Newest checkpoints that stay on disk."""
     keep_best: bool = True
     """Whether the one with the best validation accuracy stays too; a new best is saved out of turn where that keeps
     saving under 1 % of the time."""
-    keep_every_steps: int | None = Field(None, ge=1)
+    keep_every_steps: Count | None = None
     """Checkpoints of every so many steps stay for good; null keeps none."""
     disk_patience: TimeText = "30min"
     """How long a full or failing disk is waited for, before the run ends with exit code 8."""
@@ -212,32 +207,32 @@ class CheckpointConfig(_Section):
         return parse_seconds(self.disk_patience)
 
 
-class MachineConfig(_Section):
+class MachineConfig(Section, frozen=True):
     """What this machine gives. None of it changes the experiment, only how it is computed."""
 
-    max_ram_bytes: ByteCount | None = None
+    max_ram_bytes: ByteCount = None
     """Cap on the resident memory of all processes of the run; null takes a share of what is free."""
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     """`auto`: CUDA, or MPS where it computes LSTMs right, or the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the processor multiplies it in hardware."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: Count | None = None
     """Images computed at once; null takes the fastest that fits under the cap."""
-    threads: int | None = Field(None, ge=1)
+    threads: Count | None = None
     """Cores of the CPU to use; null takes all physical ones."""
-    max_restarts: int = Field(10, ge=0)
+    max_restarts: Annotated[int, Meta(ge=0)] = 10
     """Times in a row that a trainer which died is started again without having saved in between."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section, frozen=True, kw_only=True):
     """Every setting of a run. What `config.yaml` in a run folder holds."""
 
     format_version: Literal[1] = 1
-    name: str = Field(min_length=1)
+    name: Annotated[str, Meta(min_length=1)]
     """The preset's name, for people."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     """Key of every random draw."""
-    steps: int | None = Field(None, ge=1)
+    steps: Count | None = None
     """Optimizer steps after which the run ends; null derives them from the epochs."""
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -248,7 +243,7 @@ class RunConfig(_Section):
 
     def to_yaml(self) -> str:
         """The settings as YAML, in the order they are declared in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(self.to_settings(), sort_keys=False)
 
     def experiment_hash(self) -> str:
         """SHA-256 of what a run may not change on its way.
@@ -256,7 +251,9 @@ class RunConfig(_Section):
         That is everything but its length (`steps`, `recipe.epochs`), which `resume` may change, and `machine`,
         `checkpoint`, the name and the data's path, which don't decide the result.
         """
-        decisive = self.model_dump(mode="json", exclude={"machine", "checkpoint", "name", "steps"})
+        decisive = self.to_settings()
+        for key in ("machine", "checkpoint", "name", "steps"):
+            del decisive[key]
         del decisive["data"]["source"], decisive["recipe"]["epochs"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -336,46 +333,18 @@ def lay(settings: dict[str, Any], key: str, value: object) -> None:
     inner[last] = value
 
 
-def _keys_of(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are known in the section where `location` points, for suggestions."""
-    sections: dict[str, type[BaseModel]] = {
-        "data": DataConfig,
-        "augmentation": AugmentationConfig,
-        "recipe": RecipeConfig,
-        "checkpoint": CheckpointConfig,
-        "machine": MachineConfig,
-        "sequencer2d": Sequencer2DConfig,
-        "vanilla_bilstm": VanillaBiLSTMConfig,
-    }
-    inner = next((sections[str(part)] for part in reversed(location[:-1]) if str(part) in sections), RunConfig)
-    return list(inner.model_fields)
-
-
 def validate(settings: dict[str, Any]) -> RunConfig:
     """Return the checked settings.
 
     Raises:
         UsageError: an unknown key or a value out of range; the message names all of them.
     """
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        lines = []
-        hint = ""
-        for problem in error.errors():
-            location = problem["loc"]
-            name = ".".join(str(part) for part in location if part not in ("sequencer2d", "vanilla_bilstm"))
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"there is no setting {name!r}")
-                known = _keys_of(location)
-                hint = hint or nearest(str(location[-1]), known) or f"known here: {', '.join(known)}"
-            else:
-                shown = problem["input"] if not isinstance(problem["input"], dict) else "this section"
-                lines.append(f"{name or 'the settings'}: {problem['msg']} (got {reprlib.repr(shown)})")
-        text = "\n".join(lines)
-        raise UsageError(
-            f"the configuration is not valid.\n{text}", hint or "see docs/reference/config.md"
-        ) from error
+    reader = Reader()
+    config = reader.section(RunConfig, settings)
+    if config is None:
+        text = "\n".join(reader.faults)
+        raise UsageError(f"the configuration is not valid.\n{text}", reader.hint or "see docs/reference/config.md")
+    return config
 
 
 def load_config(path: Path) -> RunConfig:

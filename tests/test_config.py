@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def test_every_preset_is_valid_and_all_its_keys_are_known(name: str) -> None:
     settings = load_preset(name)
     config = validate(settings)
     assert config.name == name
-    assert leaves(settings) <= leaves(config.model_dump(mode="json"))
+    assert leaves(settings) <= leaves(config.to_settings())
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -56,6 +57,53 @@ def test_a_run_s_config_comes_back_from_its_file(name: str, tmp_path: Path) -> N
     again = load_config(tmp_path / "config.yaml")
     assert again == config
     assert again.experiment_hash() == config.experiment_hash()
+
+
+WRITTEN = {
+    "medium": (
+        "61e1c56a912c0d3daf7d9417eb873b46e0b1f528db6d47c9640758bce50af64e",
+        "9a78fb15985e9432f3a9b0e82a96eff55c04a068a4b5339433867ffc25fda86e",
+    ),
+    "sequencer2d_l": (
+        "b7cb3e78535f6522d7703bb78638799f368a937364484b1c005f44351e62e21c",
+        "ac889d4d1d1ab5f297d7d306eac8977822ca6522dbeafbeacdffccbb12114b86",
+    ),
+    "sequencer2d_m": (
+        "acbb8df45c2e09dff5ada058ce01ad8b21120423882c10995374b3494206ed1d",
+        "559a62e2e323e41abd1980318fac6e58c141c94bb6d45a82532366678832bced",
+    ),
+    "sequencer2d_s": (
+        "23eba2918512d80b6a847fbf65b556e44a9097ccdf551ba8e5ec3f9f7ed3bc0b",
+        "e9193c132c20b0df7acb39c5c7b6f6d6cfa0704758a00deca2d2e7d7cf8ea0f9",
+    ),
+    "small": (
+        "ed6e30b879218d344115dbd4a337c573ff89fd86558494d38eac16aad2714839",
+        "758d2598aceab751f65126f063061e6fbb38998d681bb6e4b160cc0ea11c686d",
+    ),
+    "small-plus": (
+        "0f0900494e8d053cf4befc5781aebb58ebae1ed05198cb4ffede1543bb6462e9",
+        "3bbb7d9c8510ede95cb80a4bca7084535d200fd4205f4a1d92c0cf53f7f51f54",
+    ),
+    "tiny": (
+        "70626ea2d5b3c59b377c0b63ea5b491ab6805a80b18062ec3809c27e413feea2",
+        "79bddfd7c7dae8ef607b0f05f91f5da417dc96e424b45fe9c0301cdf24d05626",
+    ),
+    "vanilla": (
+        "4701299538222c8d8988cd467b02099a84a02eb09579fb1563429c9fba845e84",
+        "e131e1305f778a6aede1647ad9808f7ab8320e4e0320471ba1827fcf4bbde11b",
+    ),
+}
+"""The SHA-256 of each preset's experiment, and of its config.yaml: in the run folders that are out there."""
+
+
+def test_there_is_a_digest_for_every_preset() -> None:
+    assert list(WRITTEN) == preset_names()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_presets_have_the_digests_that_they_were_released_with(name: str) -> None:
+    config = validate(load_preset(name))
+    assert (config.experiment_hash(), hashlib.sha256(config.to_yaml().encode()).hexdigest()) == WRITTEN[name]
 
 
 def test_there_are_presets() -> None:
@@ -103,11 +151,84 @@ def test_an_unknown_key_is_refused_with_the_nearest_of_its_section(assignment: s
 
 
 def test_every_fault_is_named_at_once() -> None:
-    error = refusal("recipe.epochs=0", "machine.micro_batch=-1", "recipe.epoch=3")
-    assert "recipe.epochs: Input should be greater than or equal to 1 (got 0)" in error.message
-    assert "machine.micro_batch: Input should be greater than or equal to 1 (got -1)" in error.message
-    assert "there is no setting 'recipe.epoch'" in error.message
+    error = refusal(
+        "machine.micro_batch=-1",
+        "model.widths=[16]",
+        "recipe.epoch=3",
+        "recipe.epochs=0",
+        "recipe.clip_norm=.inf",
+        "augmentation.mixup=0.6",
+        "augmentation.cutmix=0.6",
+        "checkpoint.every=200",
+        "data=3",
+        "machine.max_ram_bytes=6XB",
+    )
+    assert error.message.splitlines() == [
+        "the configuration is not valid.",
+        "model: layers, widths, lstm_widths and patch_sizes need one value a stage each",
+        "data: must be a section of settings (got 3)",
+        "augmentation: mixup and cutmix together must not pass 1",
+        "recipe.epochs: must be a whole number, at least 1 (got 0)",
+        "recipe.clip_norm: must be a finite number (got inf)",
+        "there is no setting 'recipe.epoch'",
+        "checkpoint.every: '200' is neither steps nor a time.",
+        "machine.max_ram_bytes: 'XB' is not a unit of memory.",
+        "machine.micro_batch: must be a whole number, at least 1, or null (got -1)",
+    ]
     assert error.hint == "did you mean 'epochs'?"
+
+
+SEED = "must be a whole number, at least 0, at most 9223372036854775807"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("recipe.epochs=true", "must be a whole number, at least 1 (got True)"),
+        ("recipe.epochs=1.5", "must be a whole number, at least 1 (got 1.5)"),
+        ("recipe.epochs=many", "must be a whole number, at least 1 (got 'many')"),
+        ("recipe.peak_learning_rate=true", "must be a number, above 0 (got True)"),
+        ("recipe.clip_norm='0'", "must be a number, above 0, or null (got '0')"),
+        ("recipe.beta1=1", "must be a number, at least 0, below 1 (got 1)"),
+        ("recipe.label_smoothing=2", "must be a number, at least 0, at most 1 (got 2)"),
+        ("data.validation_fraction=.nan", "must be a number, above 0, below 0.9 (got nan)"),
+        ("seed=9223372036854775808", f"{SEED} (got 9223372036854775808)"),
+        ("model.layers=[1, true]", "must be a list, each entry a whole number, at least 1 (got [1, True])"),
+        ("data.classes=[1]", "must be a list, each entry a text, or null (got [1])"),
+        ("data.source=3", "must be a text (got 3)"),
+        ("name=''", "must be a text that is not empty (got '')"),
+        ("augmentation.flip=3", "must be true or false, or null (got 3)"),
+        ("machine.device=tpu", "must be 'auto', 'cpu', 'cuda' or 'mps' (got 'tpu')"),
+        ("machine.max_ram_bytes=true", "must be a whole number, at least 1, or null (got True)"),
+        ("model.architecture=rnn", "must be 'sequencer2d' or 'vanilla_bilstm' (got 'rnn')"),
+        ("recipe=null", "must be a section of settings (got None)"),
+        ("format_version=2", "must be 1 (got 2)"),
+        pytest.param("seed=-0x" + "f" * 5000, f"{SEED} (got a number of thousands of digits)", id="a huge number"),
+    ],
+)
+def test_what_a_setting_must_be_is_told_in_plain_words(assignment: str, told: str) -> None:
+    (_, line) = refusal(assignment).message.splitlines()
+    assert line.startswith(f"{assignment.partition('=')[0]}: {told}")
+
+
+@pytest.mark.parametrize("key", ["name", "model", "model.layers"])
+def test_a_setting_without_a_default_is_asked_for(key: str) -> None:
+    settings = load_preset("tiny")
+    section, _, last = key.rpartition(".")
+    del (settings[section] if section else settings)[last]
+    with pytest.raises(UsageError, match=rf"\n{key}: is missing$"):
+        validate(settings)
+
+
+def test_numbers_may_be_written_in_several_ways(tmp_path: Path) -> None:
+    text = yaml.safe_dump(load_preset("tiny") | {"seed": 7, "recipe": "RECIPE"})
+    path = tmp_path / "mine.yaml"
+    written = "{peak_learning_rate: 1e-3, epochs: 3.0, weight_decay: 0, clip_norm: '2'}"
+    write_text(path, text.replace("RECIPE", written))
+    recipe = validate(load_preset(str(path))).recipe
+    numbers = (recipe.peak_learning_rate, recipe.epochs, recipe.weight_decay, recipe.clip_norm)
+    assert numbers == (0.001, 3, 0.0, 2.0)
+    assert [type(number) for number in numbers] == [float, int, float, float]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +304,7 @@ def test_an_unknown_architecture_is_refused() -> None:
     ],
 )
 def test_amounts_without_a_right_unit_are_refused(assignment: str, told: str) -> None:
-    assert refusal(assignment).message == told
+    assert refusal(assignment).message == f"the configuration is not valid.\n{assignment.partition('=')[0]}: {told}"
 
 
 def test_amounts_with_units_are_read() -> None:
@@ -199,7 +320,7 @@ def test_the_patience_with_a_disk_is_a_time(text: str, seconds: float) -> None:
 
 def test_what_survives_crashes_is_on_without_being_asked_for() -> None:
     config = tiny_config()
-    assert config.checkpoint.model_dump() == {
+    assert config.checkpoint.to_settings() == {
         "every": "5min",
         "keep": 2,
         "keep_best": True,
@@ -371,8 +492,10 @@ def test_a_run_s_config_that_is_none_is_refused(tmp_path: Path, content: str | N
 
 def test_settings_are_frozen() -> None:
     config: RunConfig = tiny_config()
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(AttributeError, match="immutable"):
         config.seed = 3  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="immutable"):
+        config.recipe.epochs = 3  # type: ignore[misc]
 
 
 def references(merged: bool) -> str:

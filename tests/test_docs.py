@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import typer.core
 import typer.main
-from pydantic import BaseModel
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.checkpoint.store import KEPT_BROKEN, LARGEST_MANIFEST_BYTES, MOST_FILES
@@ -29,6 +28,7 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import ERRORS_BY_EXIT_CODE
 from lowmem_seq.files import LARGEST_JSON_BYTES
 from lowmem_seq.runs.events import MOST_WAITING
+from lowmem_seq.sections import Section
 from lowmem_seq.training.saving import LARGEST_SHARE, SECONDS_BETWEEN_CRASHES, SHORTEST_SECONDS
 from lowmem_seq.units import format_seconds
 from tests.builders import end, make_run, start_python, tiny_config, train_here
@@ -41,7 +41,7 @@ GUIDE = "guides/resume.md"
 FORMAT = "concepts/checkpoints.md"
 READING = {"status": "saved", "verify": "verifies", "report": Path(RUN_DIR).name}
 """Commands that change nothing, and so can be run as they stand; and a word that each of them says."""
-SECTIONS: dict[str, type[BaseModel]] = {
+SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "augmentation": AugmentationConfig,
     "recipe": RecipeConfig,
@@ -129,7 +129,7 @@ def test_every_flag_and_setting_in_the_prose_is_one(page: Path) -> None:
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= set(flags_of(typer.main.get_command(app)))
     for section, key in re.findall(r"`([a-z]+)\.([a-z_0-9]+)`", text):
         if section in SECTIONS and key not in ("json", "py"):
-            assert key in SECTIONS[section].model_fields
+            assert key in SECTIONS[section].__struct_fields__
 
 
 def test_the_guide_knows_every_exit_code() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,7 @@ from rich.text import Text
 from lowmem_seq.errors import DataError, UsageError
 from lowmem_seq.units import format_bytes
 
-if TYPE_CHECKING:  # numpy, Pillow and pydantic would slow `--help` down
+if TYPE_CHECKING:  # numpy and Pillow would slow `--help` down
     from lowmem_seq.data.dataset import Progress
     from lowmem_seq.data.pack import Pack
 
@@ -216,7 +217,7 @@ def show(
     pack = _named_pack(name, _checked_image_size(image_size))
     pack.verify()
     if as_json:
-        _print_json({"path": str(pack.folder), "verified": True, **pack.description.model_dump(mode="json")})
+        _print_json({"path": str(pack.folder), "verified": True, **msgspec.to_builtins(pack.description)})
         return
     about = pack.description
     console = Console()

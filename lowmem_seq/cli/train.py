@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from msgspec import structs
 from rich.console import Console
 from rich.text import Text
 
@@ -92,7 +93,7 @@ def resume(
     """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
     run = open_run(run_dir)
     _refuse_a_world()
-    settings = run.config.model_dump(mode="json")
+    settings = run.config.to_settings()
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both give the run's length.", "give one of them")
     flags = {
@@ -108,7 +109,7 @@ def resume(
         settings["steps"] = None
     _lay_micro_batch(settings, micro_batch)
     config = validate(settings)
-    planned = config.machine.model_copy(update={"max_restarts": run.config.machine.max_restarts})
+    planned = structs.replace(config.machine, max_restarts=run.config.machine.max_restarts)
     replan = planned != run.config.machine or micro_batch is not None
     console = make_console(sys.stdout, soft_wrap=True)
     summary = summarise(run)

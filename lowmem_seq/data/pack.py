@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lowmem_seq.data.dataset import PART_NAMES, PartName, Pixels, Skipped
 from lowmem_seq.data.fingerprint import PACK_FORMAT
@@ -35,25 +35,21 @@ _BUFFER_BYTES = 1 << 20
 _DAMAGED_HINT = "delete this folder and run the command again: the dataset is packed anew"
 
 
-class _Described(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class PackedFile(_Described):
+class PackedFile(msgspec.Struct, frozen=True):
     """A file of the pack as it was written."""
 
     bytes: int
     sha256: str
 
 
-class PartCounts(_Described):
+class PartCounts(msgspec.Struct, frozen=True):
     """How many pictures a part has, in all and by class."""
 
     images: int
     by_class: tuple[int, ...]
 
 
-class SkippedFiles(_Described):
+class SkippedFiles(msgspec.Struct, frozen=True):
     """The source files that were left out: all are counted by reason, the first thousand are listed."""
 
     total: int
@@ -61,7 +57,7 @@ class SkippedFiles(_Described):
     listed: tuple[tuple[str, str], ...]
 
 
-class PackHeader(_Described):
+class PackHeader(msgspec.Struct, frozen=True):
     """What is known of a pack before its pictures are read."""
 
     name: str
@@ -74,7 +70,7 @@ class PackHeader(_Described):
     """How the test part came about, for people."""
 
 
-class PackDescription(PackHeader):
+class PackDescription(PackHeader, frozen=True, kw_only=True):
     """The content of pack.json."""
 
     format_version: Literal[1] = 1
@@ -150,7 +146,7 @@ class PackWriter:
         mean = train.sums / values / 255
         variance = np.maximum(train.square_sums / values / 255**2 - mean**2, 0.0)
         return PackDescription(
-            **self._header.model_dump(),
+            **msgspec.structs.asdict(self._header),
             parts={
                 part: PartCounts(images=int(writer.by_class.sum()), by_class=tuple(writer.by_class.tolist()))
                 for part, writer in self._parts.items()
@@ -188,7 +184,7 @@ def writing_pack(folder: Path, header: PackHeader, skipped: Skipped) -> Iterator
             )
             yield writer
             description = writer.description(skipped)
-        write_json(building / DESCRIPTION, description.model_dump(mode="json"))
+        write_json(building / DESCRIPTION, msgspec.to_builtins(description))
 
 
 class Pack:
@@ -220,8 +216,8 @@ class Pack:
                 "update lowmem-seq",
             )
         try:
-            pack = cls(folder, PackDescription.model_validate(content))
-        except ValidationError as error:
+            pack = cls(folder, msgspec.convert(content, PackDescription))
+        except msgspec.ValidationError as error:
             raise DataError(f"{folder / DESCRIPTION} is not valid: {error}", _DAMAGED_HINT) from error
         pack._check_sizes()
         return pack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from msgspec import structs
 from torch import nn
 
 from lowmem_seq.config import ModelConfig, Sequencer2DConfig, load_preset, validate
@@ -29,9 +30,11 @@ def create_model(name: str, num_classes: int = 1000) -> ImageClassifier:
 
 def build_model(model_config: ModelConfig, num_classes: int) -> ImageClassifier:
     """Return the model that a checked config describes, with fresh weights from torch's global generator."""
+    sizes = structs.asdict(model_config)
+    del sizes["architecture"]
     if isinstance(model_config, Sequencer2DConfig):
-        return Sequencer2D(num_classes, **model_config.model_dump(exclude={"architecture"}))
-    return VanillaBiLSTM(num_classes, **model_config.model_dump(exclude={"architecture"}))
+        return Sequencer2D(num_classes, **sizes)
+    return VanillaBiLSTM(num_classes, **sizes)
 
 
 def parameter_count(model: nn.Module) -> int:

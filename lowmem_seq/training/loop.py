@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from msgspec import structs
 from torch import Tensor
 
 from lowmem_seq.channel import Channel
@@ -221,7 +222,7 @@ class Training:
         """Write the averaged weights with all that is needed to use them; return their SHA-256."""
         described = self.pack.description
         details = {
-            "model": self.config.model.model_dump(mode="json"),
+            "model": self.config.model.to_settings(),
             "image_size": described.image_size,
             "mean": described.mean,
             "deviation": described.deviation,
@@ -274,7 +275,7 @@ def mirrored_where_it_makes_sense(augmentation: AugmentationConfig, pack: Pack) 
     if augmentation.flip is not None:
         return augmentation
     entry = CATALOGUE.get(pack.description.source)
-    return augmentation.model_copy(update={"flip": entry is None or entry.flip_makes_sense})
+    return structs.replace(augmentation, flip=entry is None or entry.flip_makes_sense)
 
 
 def total_steps(config: RunConfig, train_images: int) -> int:

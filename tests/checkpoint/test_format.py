@@ -225,7 +225,7 @@ def test_the_final_weights_are_as_the_page_says(reader: SimpleNamespace, trained
     assert metadata.keys() == table("The final weights").keys()
     assert (metadata["format"], metadata["name"]) == ("lowmem-seq", "tiny")
     assert json.loads(metadata["classes"]) == list(trained.parts.classes)
-    assert json.loads(metadata["model"]) == trained.config.model.model_dump(mode="json")
+    assert json.loads(metadata["model"]) == trained.config.model.to_settings()
     described = trained.pack.description
     assert json.loads(metadata["image_size"]) == described.image_size
     assert json.loads(metadata["mean"]) == list(described.mean)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from torch import Tensor
 
 from lowmem_seq.config import AugmentationConfig
@@ -41,7 +42,7 @@ CLASSES = 4
 
 def changed(**settings: float) -> AugmentationConfig:
     """Only these changes, all others off."""
-    return OFF.model_copy(update=settings)
+    return structs.replace(OFF, **settings)
 
 
 def pictures(count: int = 5, height: int = 12, width: int = 12) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from lowmem_seq.config import AugmentationConfig
 from lowmem_seq.data.augmentation import MIX_SHARE, MIXING_DRAWS
@@ -81,7 +82,7 @@ def test_single_samples_are_those_of_the_batch(parts: Parts) -> None:
 
 
 def test_a_sample_is_mixed_with_its_neighbour_in_the_order(parts: Parts) -> None:
-    always = PLAIN.model_copy(update={"mixup": 1.0})
+    always = structs.replace(PLAIN, mixup=1.0)
     mixed = batches(parts, always, 0.0).read(0, 8, mixing=True)
     plain = batches(parts, always, 0.0).read(0, 8, mixing=False)
     partners = torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])
@@ -94,7 +95,7 @@ def test_a_sample_is_mixed_with_its_neighbour_in_the_order(parts: Parts) -> None
 
 
 def test_mixing_off_is_as_if_it_had_no_share(parts: Parts) -> None:
-    never = EVERYTHING.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    never = structs.replace(EVERYTHING, mixup=0.0, cutmix=0.0)
     assert_same(
         batches(parts, EVERYTHING).read(3, 14, mixing=False), batches(parts, never).read(3, 14, mixing=True)
     )

@@ -160,6 +160,31 @@ def test_descriptions_that_cannot_be_used(tmp_path: Path) -> None:
         Pack.open(tmp_path / "p")
 
 
+def test_the_description_is_the_one_that_earlier_packs_have(tmp_path: Path) -> None:
+    skipped = Skipped()
+    skipped.add("x.txt", "not an image file")
+    with writing_pack(tmp_path / "p", header(), skipped) as writer:
+        writer.add("train", np.full((8, 8, 3), 51, np.uint8), 0)
+    content = read_json(tmp_path / "p/pack.json")
+    files = content.pop("files")
+    assert list(content.items()) == [
+        ("name", "t"),
+        ("source", "t"),
+        ("classes", ["a", "b"]),
+        ("image_size", 8),
+        ("fingerprint", "f" * 64),
+        ("test_part", "-"),
+        ("format_version", 1),
+        ("parts", {"train": {"images": 1, "by_class": [1, 0]}, "test": {"images": 0, "by_class": [0, 0]}}),
+        ("mean", [0.2, 0.2, 0.2]),
+        ("deviation", [0.0, 0.0, 0.0]),
+        ("skipped", {"total": 1, "reasons": {"not an image file": 1}, "listed": [["x.txt", "not an image file"]]}),
+    ]
+    sizes = {"train.images": 192, "train.labels": 4, "test.images": 0, "test.labels": 0}
+    assert {name: written["bytes"] for name, written in files.items()} == sizes
+    assert all(list(written) == ["bytes", "sha256"] for written in files.values())
+
+
 def test_writing_holds_no_dataset(tmp_path: Path) -> None:
     """74 MB of pictures pass through a writer that holds a few MB."""
     pixels = noise(1, side=64)[0]

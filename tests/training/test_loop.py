@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from torch import Tensor
 
 from lowmem_seq import files
@@ -30,7 +31,7 @@ from tests.disks import RefusingDisk
 
 
 def pack_of(pack: Pack, source: str) -> Pack:
-    return Pack(Path("nowhere"), pack.description.model_copy(update={"source": source}))
+    return Pack(Path("nowhere"), structs.replace(pack.description, source=source))
 
 
 @pytest.mark.parametrize(
