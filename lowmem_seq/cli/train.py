@@ -186,7 +186,7 @@ def _write_changes(run: RunFolder, config: RunConfig, changes: dict[str, Any], p
         run.forget_plan()
     run.events.append("config_changed", changes=changes)
     source = run.config.data.source
-    run.write_config(config.model_copy(update={"data": config.data.model_copy(update={"source": source})}))
+    run.write_config(structs.replace(config, data=structs.replace(config.data, source=source)))
 
 
 def _tell_of_another_environment(run: RunFolder, console: Console) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,13 +13,23 @@ from tests.cli.conftest import CommandLine
 
 
 class Sessions:
-    """Stands where a session would start, and keeps what it was started with."""
+    """Stands where a session would start: keeps what it was started with, and writes what was changed."""
 
     def __init__(self) -> None:
         self.started: list[tuple[RunFolder, RunConfig, bool, bool]] = []
 
-    def __call__(self, run: RunFolder, config: RunConfig, console: Console, quiet: bool, plan_anew: bool) -> None:
+    def __call__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        console: Console,
+        quiet: bool,
+        plan_anew: bool,
+        changes: dict[str, Any] | None = None,
+    ) -> None:
         self.started.append((run, config, quiet, plan_anew))
+        if changes:
+            module._write_changes(run, config, changes, plan_anew)
 
 
 @pytest.fixture
@@ -106,14 +117,19 @@ def test_every_flag_of_resume_reaches_the_run_s_config_and_is_told(
     plan_anew: bool,
 ) -> None:
     assert command_line("train", "tiny", "--run-dir", "here").code == 0
+    plan = Path("here/plan.json")
+    plan.write_text("{}")
     assert command_line("resume", "here", *flags).code == 0
     run, config, quiet, anew = sessions.started[1]
     assert config == preset(*assignments)
-    assert open_run(Path("here")).config == config
     assert quiet == ("--quiet" in flags)
     assert anew is plan_anew
     told = [event["event"] for event in run.events]
-    assert told == (["config_changed"] if assignments else [])
+    assert told == ([] if flags in ([], ["--quiet"]) else ["config_changed"])
+    # a plan for other settings is gone at once; other images are believed in when they were found to be the same
+    assert plan.exists() is not plan_anew
+    kept = [assignment for assignment in assignments if not assignment.startswith("data.source")]
+    assert open_run(Path("here")).config == preset(*kept)
 
 
 def test_a_preset_s_own_file_can_be_trained(command_line: CommandLine, sessions: Sessions) -> None:

@@ -401,6 +401,7 @@ def test_a_run_on_other_images_is_refused(undisturbed: Path, folder: Path) -> No
     flags = ("--steps", str(STEPS + 1), "--data", str(folder / "pictures"))
     said = lowmem_seq("resume", "run", *flags, cwd=folder, expect=5).stderr
     assert "holds other images than this run was started with" in said
+    assert RunFolder(folder / "run").config.data.source == "shapes"  # so that a plain resume still finds them
 
 
 def test_markdown_and_terminal_reports_name_the_result(undisturbed: Path) -> None:

@@ -158,3 +158,17 @@ def test_a_log_that_cannot_be_written_holds_no_child_up(start: Start, tmp_path: 
     said(child)
     assert child.wait() == 0
     assert time.monotonic() - began < 60.0
+
+
+@pytest.mark.parametrize("name", ["lowmem_seq/__init__.py", "filelock.py", "json.py", "sitecustomize.py"])
+def test_nothing_in_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Somebody may stand in another's run folder: `lowmem-seq resume .`."""
+    program = tmp_path / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    child = Child("lowmem_seq.data", "cifr10", "32")
+    (told,) = said(child)
+    assert told is not None
+    assert (told["event"], child.wait()) == ("error", 2)
+    assert not (tmp_path / "ran").exists()

@@ -237,10 +237,8 @@ def test_a_run_that_has_begun_waits_for_room_instead(run: RunFolder, monkeypatch
 
 @pytest.mark.parametrize("every", ["auto", "5min", "3steps"])
 def test_what_is_to_be_kept_for_good_is_saved_whatever_the_interval(run: RunFolder, every: str) -> None:
-    changed = {"every": every, "keep": 1, "keep_best": False, "keep_every_steps": 2}
-    config = run.config.model_copy(
-        update={"checkpoint": run.config.checkpoint.model_copy(update=changed), "steps": 5}
-    )
+    checkpoint = structs.replace(run.config.checkpoint, every=every, keep=1, keep_best=False, keep_every_steps=2)
+    config = structs.replace(run.config, checkpoint=checkpoint, steps=5)
     run.write_config(config)
     training = opened(run)
     assert training.train()
