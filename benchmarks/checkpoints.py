@@ -36,6 +36,12 @@ METHODS = ("lowmem-seq", "torch.save", "accelerate save_state")
 PRESETS = ("small", "sequencer2d_l")
 MICRO_BATCHES = {"small": 64, "sequencer2d_l": 1}
 DEFAULT_INTERVAL_SECONDS = 300.0
+MOST_SHARE = 0.02
+"""What saving may take of the time, at the default interval."""
+MOST_EXTRA_BYTES = 64 * 10**6
+"""What a save may take above what is held already."""
+MOST_RESUME_SECONDS = 5.0
+"""What a resume may take from the end of the imports to the end of the first step."""
 POSITIONS = {"beginning": 1, "middle": 28, "end": 55}
 """Steps of an epoch of the embedded shapes (7,200 training images, batches of 128: 56 steps)."""
 
@@ -318,6 +324,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoints-") as place:
         saving = [row for preset in options.presets for row in measure_saving(preset, Path(place), options.rounds)]
         resuming = measure_resuming(Path(place), options.rounds)
+    ours = [row for row in saving if row["method"] == METHODS[0]]
+    assert all(row["seconds"] <= MOST_SHARE * DEFAULT_INTERVAL_SECONDS for row in ours), ours
+    assert all(row["extra_bytes"] <= MOST_EXTRA_BYTES for row in ours), ours
+    assert all(row["longest_seconds"] <= MOST_RESUME_SECONDS for row in resuming), resuming
     results = {"machine": machine(), "saving": saving, "resuming": resuming}
     write_json(DATA_FILE, results)
     put_between_marks("checkpoints", page(results))
