@@ -99,10 +99,9 @@ def store_saver(run_folder: Path) -> Callable[[int], None]:
     training.state.optimizer.step(1e-4)
 
     def save(number: int) -> None:
-        state = training.state
-        training.saver.store.save(
-            number, state.writers(), training.saver.identity, {}, training.saver.checkpoint_bytes
-        )
+        saver, state = training.saver, training.state
+        state.counters.step = number
+        saver.store.save(number, state.writers(), saver.identity, {}, saver.checkpoint_bytes)
 
     return save
 

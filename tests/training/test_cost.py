@@ -1,4 +1,4 @@
-"""What saving and resuming cost, within bounds that no noise of a machine reaches (docs/results.md has the figures)."""
+"""What saving and resuming cost, within bounds that no noise of a machine reaches; docs/results.md has figures."""
 
 from __future__ import annotations
 
