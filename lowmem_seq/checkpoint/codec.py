@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowmem_seq.checkpoint.header import read_shapes
+from lowmem_seq.checkpoint.header import TYPE_NAMES, read_shapes
 from lowmem_seq.disk import errno_of
 from lowmem_seq.errors import NoCheckpointError
 
+_SAVED_NAMES = {f"torch.{name}": saved for saved, name in TYPE_NAMES.items()}
 _SYSTEM_ERROR = re.compile(r"\bcode: (\d+)|\(os error (\d+)\)")
 
 
@@ -65,7 +66,7 @@ def read_tensors_into(target: Mapping[str, Tensor], path: Path, what: str) -> No
             "was config.yaml changed since?",
         )
     for name, tensor in target.items():
-        expected = (_TYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        expected = (_SAVED_NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
         if found[name] != expected:
             raise NoCheckpointError(
                 f"the checkpoint's {name} is {found[name][0]} {found[name][1]}, this model's {expected[0]} "
@@ -75,16 +76,3 @@ def read_tensors_into(target: Mapping[str, Tensor], path: Path, what: str) -> No
     with torch.no_grad(), safe_open(path, "pt") as file:
         for name, tensor in target.items():
             tensor.copy_(file.get_tensor(name))
-
-
-_TYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""How safetensors writes the types."""

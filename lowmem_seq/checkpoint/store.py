@@ -99,12 +99,7 @@ class CheckpointStore:
 
     def all(self) -> list[Checkpoint]:
         """Return the checkpoints on disk, oldest first, verified or not."""
-        found = []
-        for path in self._paths():
-            step = step_of(path.name)
-            if step is not None and path.is_dir() and not path.is_symlink():
-                found.append(Checkpoint(path, step))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        return checkpoints_in(self.folder)
 
     def save(
         self,
@@ -290,6 +285,16 @@ class CheckpointStore:
         ]
         for path in broken[:-KEPT_BROKEN]:
             remove_folder(path)
+
+
+def checkpoints_in(folder: Path) -> list[Checkpoint]:
+    """Return the checkpoints in a folder, oldest first, verified or not; none where there is no folder."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        step = step_of(path.name)
+        if step is not None and path.is_dir() and not path.is_symlink():
+            found.append(Checkpoint(path, step))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def step_of(name: str) -> int | None:

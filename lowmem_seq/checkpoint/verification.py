@@ -19,9 +19,8 @@ from lowmem_seq.checkpoint.header import TYPE_NAMES, Shapes, read_shapes
 from lowmem_seq.checkpoint.store import (
     SET_ASIDE_PREFIXES,
     Checkpoint,
-    CheckpointStore,
-    Retention,
     bytes_on_disk,
+    checkpoints_in,
     find_fault,
     read_manifest,
     step_of,
@@ -61,7 +60,7 @@ def verify_checkpoints(folder: Path, identity: Mapping[str, str], with_leftovers
             trainer runs they are saves under way.
     """
     while True:
-        found = CheckpointStore(folder, Retention(newest=1)).all()
+        found = checkpoints_in(folder)
         recoverable = [one for one in leftovers(folder) if find_fault(one) is None] if with_leftovers else []
         verdicts = [verdict for one in found if (verdict := verify_checkpoint(one, identity)) is not None]
         if verdicts or not found:  # where all were pruned meanwhile, newer ones are there

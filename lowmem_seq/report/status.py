@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lowmem_seq.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Retention, bytes_on_disk
+from lowmem_seq.checkpoint.store import MANIFEST, Checkpoint, bytes_on_disk, checkpoints_in
 from lowmem_seq.disk import free_bytes
 from lowmem_seq.errors import UsageError
 from lowmem_seq.report.summary import Summary, middle, summarise
@@ -175,7 +175,7 @@ def _read_status(run: RunFolder) -> Status:
     figures = {key: summary[key] for key in FIGURES} | {"state": state}
     epochs = present.started.get("epochs") if present.started is not None else None
     _require_numbers({key: value for key, value in figures.items() if key not in WORDS} | {"epochs": epochs})
-    checkpoints = CheckpointStore(run.checkpoints, Retention(newest=1)).all()
+    checkpoints = checkpoints_in(run.checkpoints)
     sizes = [(checkpoint.step, bytes_on_disk(checkpoint)) for checkpoint in checkpoints]
     newest = checkpoints[-1] if checkpoints else None
     return Status(
