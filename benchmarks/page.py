@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ def machine() -> dict[str, Any]:
     described = describe_environment()
     kept = ("processor", "logical_cores", "memory_bytes", "system", "release", "python")
     return {**{key: described[key] for key in kept}, "packages": described["packages"]}
+
+
+def commit() -> str | None:
+    """Return the commit that is measured, with a `+` where the checkout differs from it; None outside of git."""
+    told = [
+        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+        for words in (("rev-parse", "--short=7", "HEAD"), ("status", "--porcelain", "--", "lowmem_seq"))
+    ]
+    if any(one.returncode for one in told):
+        return None
+    return told[0].stdout.strip() + ("+" if told[1].stdout else "")
 
 
 def describe_machine(one: dict[str, Any]) -> str:

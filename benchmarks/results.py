@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.page import ROOT, put_between_marks
+from benchmarks.page import ROOT, commit, put_between_marks
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.units import format_bytes, format_seconds
@@ -85,6 +85,7 @@ def run_row(row: Row, data: str) -> dict[str, Any]:
         "python": environment["python"],
         "torch": environment["packages"]["torch"],
         "lowmem_seq": environment["packages"]["lowmem-seq"],
+        "commit": commit(),
     }
 
 

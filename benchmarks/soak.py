@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kills import PROGRAM, VICTIMS, Outcome, copy_before_first_step, figures, train_under_fire
-from benchmarks.page import ROOT, describe_machine, machine, put_between_marks
+from benchmarks.page import ROOT, commit, describe_machine, machine, put_between_marks
 from lowmem_seq.files import make_folder, read_json, write_json
 
 DATA_FILE = ROOT / "docs" / "soak.json"
@@ -76,11 +76,13 @@ def begin(preset: str) -> dict[str, Any]:
     if not file.exists():
         make_folder(PLACE)
         counts = {"runs": 0, "equal_runs": 0, "kills": dict.fromkeys(VICTIMS, 0), "most_steps_lost": 0}
-        return {**here, "steps": one.steps, "every_steps": one.every, **counts, "failures": [], "seconds": 0.0}
+        saved = {"steps": one.steps, "every_steps": one.every, "commits": [commit()]}
+        return {**here, **saved, **counts, "failures": [], "seconds": 0.0}
     state: dict[str, Any] = read_json(file)
     differing = [key for key, value in here.items() if state[key] != value]
     if differing:
         raise SystemExit(f"{file} is of another {' and '.join(differing)}; delete {PLACE} to begin anew")
+    state["commits"] = list(dict.fromkeys([*state["commits"], commit()]))
     return state
 
 
@@ -141,7 +143,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines.append("")
     for preset, one in results.items():
         kills_total = sum(one["kills"].values())
-        lines.append(f"- {preset}, n = {kills_total:,}: `{one['command']}`; {describe_machine(one['machine'])}")
+        commits = ", ".join(str(name) for name in one["commits"])
+        lines.append(
+            f"- {preset}, n = {kills_total:,}, at {commits}: `{one['command']}`; {describe_machine(one['machine'])}"
+        )
     return "\n".join(lines)
 
 

@@ -157,7 +157,7 @@ class RecipeConfig(Section, frozen=True):
 
     epochs: Count = 36
     """Times that every training image is seen."""
-    effective_batch: Count = 128
+    effective_batch: Annotated[int, Meta(ge=1, le=10**6)] = 128
     """Images in one optimizer step; never changed by memory."""
     peak_learning_rate: Positive = 2e-3
     """Learning rate after the warm-up."""
@@ -216,9 +216,9 @@ class MachineConfig(Section, frozen=True):
     """`auto`: CUDA, or MPS where it computes LSTMs right, or the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the processor multiplies it in hardware."""
-    micro_batch: Count | None = None
+    micro_batch: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     """Images computed at once; null takes the fastest that fits under the cap."""
-    threads: Count | None = None
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Cores of the CPU to use; null takes all physical ones."""
     max_restarts: Annotated[int, Meta(ge=0)] = 10
     """Times in a row that a trainer which died is started again without having saved in between."""

@@ -13,6 +13,7 @@ import errno
 import importlib
 import os
 import shutil
+import stat
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ WINDOWS_LOCKED = frozenset({5, 32, 33})
 """Access denied, sharing violation, lock violation: what a file says that another program has open."""
 WINDOWS_FAILING = frozenset({21, 23, 55, 59, 64, 1117})
 """Not ready, CRC, network resource gone, network error, network name gone, I/O device error."""
+WINDOWS_JUNCTION = 0xA0000003
+"""IO_REPARSE_TAG_MOUNT_POINT; Python 3.12 is the first that has a function for it."""
 WINDOWS_TROUBLE = WINDOWS_FULL | WINDOWS_LOCKED | WINDOWS_FAILING
 
 
@@ -129,6 +132,15 @@ class SystemDisk:
                 data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path leads elsewhere: a symbolic link, or a junction of Windows. What is gone leads nowhere."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISLNK(status.st_mode) or getattr(status, "st_reparse_tag", 0) == WINDOWS_JUNCTION
 
 
 def free_bytes(folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lowmem_seq.disk import RENAME_WAITS_SECONDS, SystemDisk, errno_of, free_bytes, is_trouble
+from lowmem_seq.disk import RENAME_WAITS_SECONDS, SystemDisk, errno_of, free_bytes, is_link, is_trouble
 from tests.builders import NEEDS_LINKS, names
 
 F_FULLFSYNC = 51
@@ -305,6 +305,23 @@ def test_one_folder_is_made_at_a_time_and_none_twice(tmp_path: Path) -> None:
     SystemDisk().make_folder(tmp_path / "a")
     with pytest.raises(FileExistsError):
         SystemDisk().make_folder(tmp_path / "a")
+
+
+@NEEDS_LINKS
+def test_a_link_is_one_wherever_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert is_link(tmp_path / "link")
+    assert not is_link(tmp_path)
+    assert not is_link(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(("tag", "leads"), [(0xA0000003, True), (0x9000001A, False), (0, False)])
+def test_a_junction_of_windows_is_a_link_and_a_file_in_the_cloud_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: int, leads: bool
+) -> None:
+    status = SimpleNamespace(st_mode=tmp_path.stat().st_mode, st_reparse_tag=tag)
+    monkeypatch.setattr(os, "lstat", lambda path: status)
+    assert is_link(tmp_path) is leads
 
 
 def test_free_bytes_are_what_this_user_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import typer.core
 import typer.main
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
-from lowmem_seq.checkpoint.store import KEPT_BROKEN, LARGEST_MANIFEST_BYTES, MOST_FILES
+from lowmem_seq.checkpoint.manifest import LARGEST_MANIFEST_BYTES, MOST_FILES
+from lowmem_seq.checkpoint.store import KEPT_BROKEN
 from lowmem_seq.cli.main import app
 from lowmem_seq.config import (
     AugmentationConfig,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from lowmem_seq.checkpoint.store import LARGEST_COUNTERS_BYTES, Checkpoint
+from lowmem_seq.checkpoint.manifest import Checkpoint
 from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.files import read_json
 
 COUNTERS = "state.json"
 LARGEST_COUNT = 2**63
+LARGEST_COUNTERS_BYTES = 10**4
+"""JSON takes up to 25 times its length in memory when it is read."""
 
 
 @dataclass

@@ -16,15 +16,8 @@ from typing import Any, Literal
 
 from lowmem_seq.checkpoint.counters import COUNTERS, read_counters
 from lowmem_seq.checkpoint.header import TYPE_NAMES, Shapes, read_shapes
-from lowmem_seq.checkpoint.store import (
-    SET_ASIDE_PREFIXES,
-    Checkpoint,
-    bytes_on_disk,
-    checkpoints_in,
-    find_fault,
-    read_manifest,
-    step_of,
-)
+from lowmem_seq.checkpoint.manifest import Checkpoint, find_fault, read_manifest
+from lowmem_seq.checkpoint.store import SET_ASIDE_PREFIXES, bytes_on_disk, checkpoints_in, step_of
 from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.files import is_temporary, name_wanted
 

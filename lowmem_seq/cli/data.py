@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.errors import DataError, UsageError
 from lowmem_seq.units import format_bytes
 
 if TYPE_CHECKING:  # numpy and Pillow would slow `--help` down
+    from rich.console import Console
+
     from lowmem_seq.data.dataset import Progress
     from lowmem_seq.data.pack import Pack
 
@@ -31,10 +32,6 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def _checked_image_size(image_size: int) -> int:
@@ -90,9 +87,9 @@ def list_(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> 
             }
             for entry in CATALOGUE.values()
         ]
-        _print_json({"catalogue": entries, "other_packs": [_summary(pack) for pack in others]})
+        print_json({"catalogue": entries, "other_packs": [_summary(pack) for pack in others]})
         return
-    console = Console()
+    console = make_console(sys.stdout)
     table = Table("name", "what", box=None, header_style="bold", pad_edge=False)
     for heading in ("classes", "images", "size", "download"):
         table.add_column(heading, justify="right")
@@ -127,7 +124,7 @@ def _print_packs(console: Console, packs: list[Pack]) -> None:
             f"{pack.size('train') + pack.size('test'):,}",
             f"{pack.image_size} px",
             format_bytes(_pack_bytes(pack)),
-            Text(pack.description.source),
+            Text(harmless(pack.description.source)),
         )
     console.print(table)
 
@@ -137,7 +134,7 @@ def _progress_bar() -> Iterator[Progress]:
     """Show progress on standard error: a bar in a terminal, a line for each new activity elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = make_console(sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
@@ -169,9 +166,9 @@ def add(
     with _progress_bar() as progress:
         pack = prepare(source, _checked_image_size(image_size), progress)
     if as_json:
-        _print_json(_summary(pack))
+        print_json(_summary(pack))
         return
-    console = Console()
+    console = make_console(sys.stdout)
     skipped = pack.description.skipped
     console.print(
         Text(
@@ -217,15 +214,15 @@ def show(
     pack = _named_pack(name, _checked_image_size(image_size))
     pack.verify()
     if as_json:
-        _print_json({"path": str(pack.folder), "verified": True, **msgspec.to_builtins(pack.description)})
+        print_json({"path": str(pack.folder), "verified": True, **msgspec.to_builtins(pack.description)})
         return
     about = pack.description
-    console = Console()
+    console = make_console(sys.stdout)
     facts = Table.grid(padding=(0, 2))
     colours = ("red", "green", "blue")
     for key, value in (
         ("pack", str(pack.folder)),
-        ("made from", about.source),
+        ("made from", harmless(about.source)),
         ("fingerprint", about.fingerprint),
         ("images", f"{pack.size('train'):,} train, {pack.size('test'):,} test, {about.image_size} px"),
         ("test part", about.test_part),
@@ -243,8 +240,10 @@ def show(
     for part in about.parts:
         table.add_column(part, justify="right")
     for label, class_name in enumerate(about.classes):
-        table.add_row(Text(class_name), *(f"{counts.by_class[label]:,}" for counts in about.parts.values()))
+        table.add_row(
+            Text(harmless(class_name)), *(f"{counts.by_class[label]:,}" for counts in about.parts.values())
+        )
     console.print()
     console.print(table)
     for file_name, reason in about.skipped.listed:
-        console.print(Text(f"left out: {file_name} ({reason})"), soft_wrap=True)
+        console.print(Text(harmless(f"left out: {file_name} ({reason})")), soft_wrap=True)

@@ -21,7 +21,7 @@ from lowmem_seq.data.fingerprint import fingerprint, quick_key
 from lowmem_seq.data.pack import CHANNELS, DESCRIPTION, Pack, PackHeader, writing_pack
 from lowmem_seq.data.sources import ImageFolder, ImageZip
 from lowmem_seq.errors import DataError, UsageError, nearest
-from lowmem_seq.files import is_temporary
+from lowmem_seq.files import is_temporary, make_folder
 from lowmem_seq.units import format_bytes
 
 SPARE_BYTES = 50 * 10**6
@@ -128,7 +128,7 @@ def _packed(dataset: Dataset, content: Content, image_size: int, progress: Progr
 
 
 def _check_space(needed_bytes: int) -> None:
-    packs_folder().mkdir(parents=True, exist_ok=True)
+    make_folder(packs_folder())
     free_bytes = shutil.disk_usage(packs_folder()).free
     if free_bytes < needed_bytes + SPARE_BYTES:
         raise DataError(

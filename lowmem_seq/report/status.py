@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from lowmem_seq.checkpoint.store import MANIFEST, Checkpoint, bytes_on_disk, checkpoints_in
+from lowmem_seq.checkpoint.manifest import MANIFEST, Checkpoint
+from lowmem_seq.checkpoint.store import bytes_on_disk, checkpoints_in
 from lowmem_seq.disk import free_bytes
-from lowmem_seq.errors import UsageError
-from lowmem_seq.report.summary import Summary, middle, summarise
+from lowmem_seq.report.summary import Summary, middle, odd_events_explained, require_numbers, summarise
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
 
@@ -44,7 +43,6 @@ FIGURES = (
     "peers",
 )
 """What a status takes from the run's summary as it is."""
-WORDS = ("run", "name", "state", "weights_sha256", "peers")
 LAST_SECOND = 2**35
 """Times from here on, in the year 3058, are no times."""
 
@@ -156,13 +154,8 @@ def read_status(run: RunFolder) -> Status:
     Raises:
         UsageError: its settings or its events are not as they should be.
     """
-    try:
+    with odd_events_explained(run):
         return _read_status(run)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise UsageError(
-            f"an event in {run.events.path} is not as expected ({type(error).__name__}: {error}).",
-            "restore it from a copy of the run",
-        ) from error
 
 
 def _read_status(run: RunFolder) -> Status:
@@ -174,7 +167,7 @@ def _read_status(run: RunFolder) -> Status:
     training = state in ALIVE and present.is_training
     figures = {key: summary[key] for key in FIGURES} | {"state": state}
     epochs = present.started.get("epochs") if present.started is not None else None
-    _require_numbers({key: value for key, value in figures.items() if key not in WORDS} | {"epochs": epochs})
+    require_numbers({"epochs": epochs})
     checkpoints = checkpoints_in(run.checkpoints)
     sizes = [(checkpoint.step, bytes_on_disk(checkpoint)) for checkpoint in checkpoints]
     newest = checkpoints[-1] if checkpoints else None
@@ -195,17 +188,6 @@ def _read_status(run: RunFolder) -> Status:
         checkpoints=tuple(sizes),
         free_bytes=_free_bytes(run),
     )
-
-
-def _require_numbers(values: Summary) -> None:
-    """See that what is counted and printed as numbers is numbers.
-
-    Raises:
-        ValueError: something isn't, or is not finite.
-    """
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise ValueError(f"{name} is {value!r}")
 
 
 def _time_of(event: Event) -> float | None:

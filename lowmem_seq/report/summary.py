@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +48,55 @@ UNKNOWN: Summary = {
 }
 
 
+WORDS = (
+    *("run", "name", "state", "data", "classes", "class_accuracies", "device", "precision", "weights_sha256"),
+    "peers",
+)
+"""What is no number."""
 OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256")
 """What the end of a run tells; a session that goes on with it takes it back."""
 AFTER_A_PAUSE = ("unpaused", "session_ended", "session_opened", "planned", "session_started")
 """Events that end a pause, or come after whoever paused was gone."""
 
 
+@contextlib.contextmanager
+def odd_events_explained(run: RunFolder) -> Iterator[None]:
+    """Turn what goes wrong over an event that is not as this release writes it into a UsageError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(
+            f"an event in {run.events.path} is not as expected ({type(error).__name__}: {error}).",
+            "restore it from a copy of the run",
+        ) from error
+
+
+def require_numbers(values: Summary) -> None:
+    """See that what is counted and printed as numbers is numbers.
+
+    Raises:
+        ValueError: something isn't, or is not finite.
+    """
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ValueError(f"{name} is {value!r}")
+
+
 def summarise(run: RunFolder) -> Summary:
     """Return the figures of a run; one that is not known yet is None.
 
     `images_per_second` is the median over the `train` events of all sessions, evaluation and saves left out.
+
+    Raises:
+        UsageError: its settings or its events are not as they should be.
     """
+    with odd_events_explained(run):
+        summary = _summarise(run)
+        require_numbers({key: value for key, value in summary.items() if key not in WORDS})
+    return summary
+
+
+def _summarise(run: RunFolder) -> Summary:
     summary = dict(UNKNOWN, run=str(run.path), state="crashed")
     config = run.config
     summary.update(name=config.name, data=config.data.source)
@@ -150,6 +191,4 @@ def _summarise_if_readable(run: RunFolder) -> Summary:
         fault = error.message
     except OSError as error:
         fault = f"it can't be read: {error}"
-    except (KeyError, TypeError, ValueError) as error:
-        fault = f"an event is not as expected ({type(error).__name__}: {error})"
     return dict(UNKNOWN, run=str(run.path), state=f"unreadable: {fault}")

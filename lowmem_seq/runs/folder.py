@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import shlex
@@ -12,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from lowmem_seq.config import RunConfig, load_config
+from lowmem_seq.disk import is_link
 from lowmem_seq.errors import RunLockedError, UsageError
 from lowmem_seq.files import is_temporary, make_folder, read_json, remove_leftover, write_json, write_text
 from lowmem_seq.runs.environment import describe_environment
@@ -23,6 +25,8 @@ from lowmem_seq.runs.events import EventLog
 SECONDS_FOR_A_READER = 1.0
 SECONDS_FOR_AN_INSTANT = 0.05
 """What a reader waits for another one that looks at the same moment; a run that is held stays held for longer."""
+WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+"""What a disk says that can't lock files: some network disks, and some that a phone or a virtual machine shares."""
 
 
 class RunFolder:
@@ -38,7 +42,7 @@ class RunFolder:
         self.weights_file = path / "model.safetensors"
         self.log_file = path / "trainer.log"
         self.events = EventLog(path / "events.jsonl")
-        self._lock_file = path / "lock"
+        self.lock_file = path / "lock"
         self._writer_lock_file = path / "lock-writer"
 
     @property
@@ -76,10 +80,11 @@ class RunFolder:
 
         Raises:
             RunLockedError: another process holds it.
+            UsageError: its disk knows no locks, or the folder can't be written.
         """
-        lock = FileLock(self._lock_file)
+        lock = _lock(self.lock_file)
         try:
-            lock.acquire(timeout=SECONDS_FOR_A_READER, poll_interval=0.02)
+            _acquire(lock, SECONDS_FOR_A_READER)
         except Timeout:
             raise RunLockedError(
                 f"{self.path} is being written by another process{self._told_holder()}.",
@@ -101,10 +106,11 @@ class RunFolder:
 
         Raises:
             RunLockedError: another trainer is still there.
+            UsageError: as for `locked`.
         """
-        lock = FileLock(self._writer_lock_file)
+        lock = _lock(self._writer_lock_file)
         try:
-            lock.acquire(timeout=max(wait_seconds, SECONDS_FOR_A_READER), poll_interval=0.05)
+            _acquire(lock, max(wait_seconds, SECONDS_FOR_A_READER))
         except Timeout:
             raise RunLockedError(
                 f"a trainer of an earlier session of {self.path} is still running.",
@@ -142,7 +148,7 @@ class RunFolder:
         """
         for folder, folders, names in os.walk(self.path):
             for path in (Path(folder, name) for name in (*folders, *names)):
-                if path.is_symlink():
+                if is_link(path):
                     raise UsageError(
                         f"{path} is a link, and a run's files must lie in its own folder.",
                         "copy the run with its links resolved: cp -rL RUN_DIR COPY",
@@ -162,13 +168,13 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether a process holds the run now."""
-        return any(self._is_held(lock_file) for lock_file in (self._lock_file, self._writer_lock_file))
+        return any(self._is_held(lock_file) for lock_file in (self.lock_file, self._writer_lock_file))
 
     @staticmethod
     def _is_held(lock_file: Path) -> bool:
         if not lock_file.exists():
             return False
-        lock = FileLock(lock_file)
+        lock = _lock(lock_file)
         try:
             lock.acquire(timeout=SECONDS_FOR_AN_INSTANT, poll_interval=0.01)
         except Timeout:
@@ -177,6 +183,36 @@ class RunFolder:
             return _is_held_by_another(lock_file)
         lock.release()
         return False
+
+
+def _lock(lock_file: Path) -> BaseFileLock:
+    """Return the system's own lock on a file, and never filelock's other kind, which outlives a killed process."""
+    return FileLock(lock_file, fallback_to_soft=False)
+
+
+def _acquire(lock: BaseFileLock, seconds: float) -> None:
+    """Take a lock, waiting so long for it.
+
+    Raises:
+        Timeout: another process has it.
+        UsageError: its disk knows no locks, or its folder can't be written.
+        OSError: what else the disk said.
+    """
+    try:
+        lock.acquire(timeout=seconds, poll_interval=0.02)
+    except OSError as error:
+        folder = Path(lock.lock_file).parent
+        if isinstance(error, PermissionError):
+            raise UsageError(
+                f"{folder} can't be written: {error.strerror}.",
+                "copy the run to a folder of your own, and resume it there",
+            ) from error
+        if error.errno in WITHOUT_LOCKS:
+            raise UsageError(
+                f"the disk of {folder} knows no locks ({error.strerror}), so two processes could write one run.",
+                "keep runs on a disk of this machine: --run-dir DIR",
+            ) from error
+        raise
 
 
 def _is_held_by_another(lock_file: Path) -> bool:
@@ -210,21 +246,33 @@ def create_run(path: Path, config: RunConfig) -> RunFolder:
 
     Raises:
         UsageError: the folder is there already and not empty, or can't be made.
+        RunLockedError: another process is starting in it.
     """
     run = RunFolder(path)
     try:
         make_folder(path)
-        taken = any(not is_temporary(entry) and entry != run.environment_file for entry in path.iterdir())
+        _require_free(run)  # before the lock, which would be one file more
     except OSError as error:
         raise UsageError(
             f"the run folder {path} can't be made: {error.strerror}.", "choose another: --run-dir DIR"
         ) from error
-    if taken:
-        hint = run.resume_command if run.config_file.exists() else "choose another: --run-dir DIR"
-        raise UsageError(f"the run folder {path} is not empty.", hint)
-    write_json(run.environment_file, describe_environment())
-    run.write_config(config)
+    with run.locked():  # of two that start in one folder, the second finds the first one's settings
+        _require_free(run)
+        write_json(run.environment_file, describe_environment())
+        run.write_config(config)
     return run
+
+
+def _require_free(run: RunFolder) -> None:
+    """See that nothing is in a folder but what a start leaves behind that was killed early.
+
+    Raises:
+        UsageError: something is.
+    """
+    of_a_start = (run.environment_file, run.lock_file)
+    if any(not is_temporary(entry) and entry not in of_a_start for entry in run.path.iterdir()):
+        hint = run.resume_command if run.config_file.exists() else "choose another: --run-dir DIR"
+        raise UsageError(f"the run folder {run.path} is not empty.", hint)
 
 
 def open_run(path: Path) -> RunFolder:

@@ -23,7 +23,7 @@ from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Part, Parts
 from lowmem_seq.errors import UsageError
-from lowmem_seq.files import placing, write_json
+from lowmem_seq.files import needing, placing, write_json
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.memory.tree import release_memory
 from lowmem_seq.models import parameter_count
@@ -227,7 +227,8 @@ class Training:
             "mean": described.mean,
             "deviation": described.deviation,
         }
-        with self.state.averaged(), placing(self.run.weights_file) as path:
+        gone = needing(self.run.path, "the run folder")
+        with gone, self.state.averaged(), placing(self.run.weights_file) as path:
             metadata = final_metadata(self.config.name, self.parts.classes, details)
             write_tensors(path, self.state.parameters, metadata)
             return weights_sha256(self.state.parameters)

@@ -26,6 +26,7 @@ class DiskPatience:
         folder: lies on the disk in question.
         journal: hears of each pause and of its end.
         limit_seconds: the longest that one write is waited for.
+        next_command: what goes on from what was saved before.
         stop_requested: whether somebody asks the run to stop; then nothing is waited for.
     """
 
@@ -34,10 +35,11 @@ class DiskPatience:
         folder: Path,
         journal: Journal,
         limit_seconds: float,
+        next_command: str,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._folder, self._journal, self._limit_seconds = folder, journal, limit_seconds
-        self._stop_requested = stop_requested
+        self._stop_requested, self._next_command = stop_requested, next_command
 
     def run(self, what: str, write: Callable[[], Result], needed_bytes: int = 0) -> Result:
         """Return what `write` returns, as soon as the disk lets it; other errors pass through.
@@ -62,8 +64,8 @@ class DiskPatience:
             if waited >= self._limit_seconds or self._stop_requested():
                 raise DiskError(
                     f"{what} could not be written for {format_seconds(waited)}: {cause} "
-                    f"({format_bytes(self._free())} are free).",
-                    "make room on the disk; what was saved before stands",
+                    f"({format_bytes(self._free())} are free). What was saved before stands.",
+                    f"make room on the disk, then {self._next_command}",
                 ) from refused
             self._journal.record(
                 "paused",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, Retention
+from lowmem_seq.checkpoint.manifest import Checkpoint
+from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.config import CheckpointConfig
 from lowmem_seq.disk import free_bytes
 from lowmem_seq.errors import DiskError, NoCheckpointError
@@ -43,7 +44,9 @@ class Saver:
     ) -> None:
         retention = Retention(settings.keep, settings.keep_best, settings.keep_every_steps)
         self.store = CheckpointStore(run.checkpoints, retention)
-        self.patience = DiskPatience(run.path, journal, settings.disk_patience_seconds, stop_requested)
+        self.patience = DiskPatience(
+            run.path, journal, settings.disk_patience_seconds, run.resume_command, stop_requested
+        )
         self._run, self._settings, self._state = run, settings, state
         self.identity, self._journal = identity, journal
         self._clock = SavingClock(settings.interval)

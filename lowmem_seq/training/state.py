@@ -16,7 +16,7 @@ from torch import Tensor
 from lowmem_seq.checkpoint.codec import read_tensors_into, write_tensors
 from lowmem_seq.checkpoint.counters import COUNTERS, read_counters
 from lowmem_seq.checkpoint.counters import Counters as Counters
-from lowmem_seq.checkpoint.store import Checkpoint
+from lowmem_seq.checkpoint.manifest import Checkpoint
 from lowmem_seq.config import RecipeConfig
 from lowmem_seq.models import ImageClassifier
 from lowmem_seq.training.optimizer import AdamW, RunningAverage

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, Retention
+from lowmem_seq.checkpoint.manifest import Checkpoint
+from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.runs.folder import RunFolder
 
 Tensors = dict[str, NDArray[Any]]

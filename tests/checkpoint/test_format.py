@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from lowmem_seq.checkpoint.store import FORMAT_VERSION, Checkpoint, find_fault
+from lowmem_seq.checkpoint.manifest import FORMAT_VERSION, Checkpoint, find_fault
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.loop import Training

@@ -17,19 +17,15 @@ from hypothesis import strategies as st
 
 from lowmem_seq import files
 from lowmem_seq.checkpoint import store as module
-from lowmem_seq.checkpoint.store import (
-    KEPT_BROKEN,
+from lowmem_seq.checkpoint.manifest import (
     LARGEST_MANIFEST_BYTES,
     MANIFEST,
     Checkpoint,
-    CheckpointStore,
     Fault,
-    Retention,
-    Tell,
-    best_of,
     find_fault,
     read_manifest,
 )
+from lowmem_seq.checkpoint.store import KEPT_BROKEN, CheckpointStore, Retention, Tell, best_of
 from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import NoCheckpointError, UsageError
 from lowmem_seq.files import (

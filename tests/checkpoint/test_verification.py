@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from lowmem_seq.checkpoint import store as store_module
 from lowmem_seq.checkpoint import verification as module
 from lowmem_seq.checkpoint.codec import write_tensors
-from lowmem_seq.checkpoint.counters import read_counters
+from lowmem_seq.checkpoint.counters import LARGEST_COUNTERS_BYTES, read_counters
 from lowmem_seq.checkpoint.header import TYPE_NAMES, Shapes, read_shapes
-from lowmem_seq.checkpoint.store import LARGEST_COUNTERS_BYTES, Checkpoint, CheckpointStore, Fault, find_fault
+from lowmem_seq.checkpoint.manifest import Checkpoint, Fault, find_fault
+from lowmem_seq.checkpoint.store import CheckpointStore
 from lowmem_seq.checkpoint.verification import (
     Verdict,
     find_weights_fault,

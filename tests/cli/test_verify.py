@@ -12,7 +12,8 @@ import torch
 
 from lowmem_seq.checkpoint import store as store_module
 from lowmem_seq.checkpoint.codec import write_tensors
-from lowmem_seq.checkpoint.store import SET_ASIDE_PREFIXES, Checkpoint, bytes_on_disk
+from lowmem_seq.checkpoint.manifest import Checkpoint
+from lowmem_seq.checkpoint.store import SET_ASIDE_PREFIXES, bytes_on_disk
 from lowmem_seq.files import write_json, write_text
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.state import weights_sha256

@@ -17,7 +17,8 @@ import pytest
 
 from lowmem_seq import files
 from lowmem_seq.channel import Channel
-from lowmem_seq.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Fault, Retention, _sealed, find_fault
+from lowmem_seq.checkpoint.manifest import MANIFEST, Checkpoint, Fault, find_fault, sealed
+from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import read_json
 from lowmem_seq.runs.folder import RunFolder
@@ -275,7 +276,7 @@ def seal_again(checkpoint: Path, **changes: Any) -> None:
     manifest = read_json(checkpoint / MANIFEST)
     for name, told in manifest["files"].items():
         told |= {"bytes": (checkpoint / name).stat().st_size, "sha256": files.sha256_of(checkpoint / name)}
-    (checkpoint / MANIFEST).write_bytes(_sealed({**manifest, **changes}))
+    (checkpoint / MANIFEST).write_bytes(sealed({**manifest, **changes}))
 
 
 def put(checkpoint: Path, name: str, content: bytes) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import copy_before_first_step, differences
-from lowmem_seq.checkpoint.store import CheckpointStore, Retention, find_fault
+from lowmem_seq.checkpoint.manifest import find_fault
+from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.disk import free_bytes
 from tests.sessions import EVERY, Session, events, resume, resume_to_the_end, story, wait_until
 
@@ -105,7 +106,8 @@ def test_a_disk_that_stays_full_ends_the_run_with_8_and_it_can_be_resumed(undist
             said = session.ended(8)
         told = rf"error: the checkpoint of step {step + EVERY} could not be written for ([3-9]|[1-5]\d) s: "
         assert re.search(told, said), said
-        assert "hint: make room on the disk; what was saved before stands" in said
+        assert "What was saved before stands." in said
+        assert f"hint: make room on the disk, then lowmem-seq resume {run}" in said
         assert newest_whole(run) == step
         (disk / "filler").unlink()
         assert f"resumes after step {step} of" in resume_to_the_end(run, cwd=folder)

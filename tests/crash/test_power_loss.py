@@ -10,7 +10,8 @@ from typing import IO, Any
 import pytest
 
 from lowmem_seq import files
-from lowmem_seq.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore, Retention
+from lowmem_seq.checkpoint.manifest import MANIFEST, Checkpoint
+from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.data.cache import recall, remember
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import is_temporary, name_wanted, placing, read_json, write_json

@@ -12,7 +12,7 @@ import pytest
 from lowmem_seq.disk import free_bytes
 from lowmem_seq.errors import UsageError
 from lowmem_seq.report.status import Status, read_status, saved_steps
-from lowmem_seq.report.summary import summarise
+from lowmem_seq.report.summary import summarise, summarise_all
 from lowmem_seq.runs.folder import RunFolder
 from tests.checkpoint.builders import save_step
 from tests.report.builders import (
@@ -335,6 +335,8 @@ def test_events_that_make_no_sense_are_told_of(run: RunFolder, kind: str, monkey
         read_status(run)
     assert caught.value.message.startswith(f"an event in {run.path / 'events.jsonl'} is not as expected (")
     assert caught.value.hint == "restore it from a copy of the run"
+    (told,) = summarise_all([run])
+    assert told["state"].startswith(f"unreadable: an event in {run.path / 'events.jsonl'} is not as expected (")
 
 
 def test_a_disk_that_does_not_answer_is_not_known(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,48 @@ def test_a_trainer_that_is_left_over_is_waited_for(run: RunFolder, holder: subpr
         assert run.is_locked()
 
 
+def test_of_two_that_start_in_one_folder_the_second_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_FOR_A_READER", 0.05)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first = RunFolder(folder)
+    with first.locked():
+        with pytest.raises(RunLockedError):
+            create_run(folder, tiny_config("seed=2"))
+        first.write_config(tiny_config("seed=1"))
+    with pytest.raises(UsageError, match="is not empty"):
+        create_run(folder, tiny_config("seed=2"))
+    assert open_run(folder).config.seed == 1
+
+
+@pytest.mark.parametrize("locking", ["locked", "writing"])
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENOSYS, "knows no locks (Function not implemented), so two processes could write one run."),
+        (errno.ENOTSUP, "knows no locks (Operation not supported), so two processes could write one run."),
+        (errno.EACCES, "can't be written: Permission denied."),
+    ],
+)
+def test_a_run_that_can_t_be_locked_is_refused(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, locking: str, code: int, told: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    fcntl = pytest.importorskip("fcntl", reason="Windows locks otherwise")
+    if code == errno.EACCES:  # flock's own EACCES means that another process holds the lock
+        monkeypatch.setattr(os, "open", refuse)
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UsageError) as caught, getattr(run, locking)():
+        raise AssertionError("it was locked")
+    assert str(run.path) in caught.value.message
+    assert caught.value.message.endswith(told)
+
+
 @SUPERVISED
 def test_who_looks_whether_a_run_is_held_does_not_keep_a_writer_from_starting(
     run: RunFolder, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowmem_seq import files
 from lowmem_seq.channel import Channel
 from lowmem_seq.checkpoint import store
-from lowmem_seq.checkpoint.store import read_manifest
+from lowmem_seq.checkpoint.manifest import read_manifest
 from lowmem_seq.config import AugmentationConfig
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import DiskError
@@ -264,6 +264,23 @@ def test_what_the_disk_refused_is_written_when_it_takes_it_again(
     assert [checkpoint.step for checkpoint in training.saver.store.all()] == (
         [] if run.weights_file.exists() else [1]
     )
+
+
+def test_final_weights_wait_for_a_disk_that_was_pulled_out(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = opened(run)
+    training.state.counters.step = 1
+    elsewhere = run.path.with_name("unplugged")
+
+    def plug_in_again(seconds: float) -> None:
+        if elsewhere.exists():
+            elsewhere.rename(run.path)
+
+    monkeypatch.setattr(time, "sleep", plug_in_again)
+    run.path.rename(elsewhere)
+    assert training.test()
+    assert run.weights_file.exists()
+    pauses = [event["cause"] for event in run.events if event["event"] == "paused"]
+    assert pauses == ["the run folder is gone"]
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def patience(
     log: EventLog, limit_seconds: float, stop_requested: Callable[[], bool] = lambda: False
 ) -> DiskPatience:
     journal = Journal(log, Channel(listen=False), batch=32, train_images=100)
-    return DiskPatience(log.path.parent, journal, limit_seconds, stop_requested)
+    return DiskPatience(log.path.parent, journal, limit_seconds, "lowmem-seq resume here", stop_requested)
 
 
 class Refused:
@@ -115,9 +115,10 @@ def test_patience_ends_at_its_limit_after_a_last_try(world: World, log: EventLog
     assert write.at_seconds == [0, 1, 3, 7, 15, 31, 63, 100]
     assert caught.value.exit_code == 8
     assert caught.value.message == (
-        f"the checkpoint of step 7 could not be written for 1 min 40 s: {FULL} (5.00 KB are free)."
+        f"the checkpoint of step 7 could not be written for 1 min 40 s: {FULL} (5.00 KB are free). "
+        "What was saved before stands."
     )
-    assert caught.value.hint == "make room on the disk; what was saved before stands"
+    assert caught.value.hint == "make room on the disk, then lowmem-seq resume here"
     assert isinstance(caught.value.__cause__, OSError)
     assert [event["event"] for event in log] == ["paused"] * 7
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lowmem_seq.checkpoint.store import Checkpoint, CheckpointStore, Retention
+from lowmem_seq.checkpoint.manifest import Checkpoint
+from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.config import RecipeConfig
 from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.models import build_model
