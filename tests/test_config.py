@@ -173,7 +173,7 @@ def test_every_fault_is_named_at_once() -> None:
         "there is no setting 'recipe.epoch'",
         "checkpoint.every: '200' is neither steps nor a time.",
         "machine.max_ram_bytes: 'XB' is not a unit of memory.",
-        "machine.micro_batch: must be a whole number, at least 1, or null (got -1)",
+        "machine.micro_batch: must be a whole number, at least 1, at most 1000000, or null (got -1)",
     ]
     assert error.hint == "did you mean 'epochs'?"
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_seq import files
+from lowmem_seq.checkpoint import manifest as manifest_module
 from lowmem_seq.checkpoint import store as module
 from lowmem_seq.checkpoint.manifest import (
     LARGEST_MANIFEST_BYTES,
@@ -660,7 +661,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch, code: int, *folders: str) ->
             raise OSError(code, os.strerror(code), str(path))
         return sha256_of(path)
 
-    monkeypatch.setattr(module, "sha256_of", read)
+    monkeypatch.setattr(manifest_module, "sha256_of", read)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
@@ -703,7 +704,7 @@ def test_a_manifest_that_may_not_be_read_is_unreadable_and_not_broken(
     def refuse(path: Path, largest_bytes: int) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(module, "read_limited", refuse)
+    monkeypatch.setattr(manifest_module, "read_limited", refuse)
     assert find_fault(saved) == Fault("unreadable", "manifest.json can't be read: Permission denied")
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowmem_seq.checkpoint import store as store_module
+from lowmem_seq.checkpoint import manifest as manifest_module
 from lowmem_seq.checkpoint import verification as module
 from lowmem_seq.checkpoint.codec import write_tensors
 from lowmem_seq.checkpoint.counters import LARGEST_COUNTERS_BYTES, read_counters
@@ -344,7 +344,7 @@ def test_those_set_aside_are_named_and_not_counted(folder: Path) -> None:
 
 def write_newer(folder: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "FORMAT_VERSION", 3)
+        patch.setattr(manifest_module, "FORMAT_VERSION", 3)
         write_checkpoint(folder, step, IDENTITY)
 
 

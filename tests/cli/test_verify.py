@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_seq.checkpoint import store as store_module
+from lowmem_seq.checkpoint import manifest as manifest_module
 from lowmem_seq.checkpoint.codec import write_tensors
 from lowmem_seq.checkpoint.manifest import Checkpoint
 from lowmem_seq.checkpoint.store import SET_ASIDE_PREFIXES, bytes_on_disk
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_a_later_release_asks_for_that(
 ) -> None:
     save_and_tell(run, 20)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "FORMAT_VERSION", 3)
+        patch.setattr(manifest_module, "FORMAT_VERSION", 3)
         save_and_tell(run, 40)
     ended = command_line("verify", str(run.path))
     assert_wrong(ended, "1 of 2 checkpoints does not verify.", "pip install --upgrade lowmem-seq")

@@ -82,7 +82,9 @@ def test_a_checkpoint_that_a_kill_broke_is_a_failure_and_a_recovered_one_is_none
 def test_the_soak_counts_what_went_wrong_and_says_so() -> None:
     state = {"runs": 1, "equal_runs": 1, "kills": dict.fromkeys(VICTIMS, 1), "most_steps_lost": 3, "failures": []}
     state |= {"seconds": 1.0, "every_steps": 5, "command": "lowmem-seq train tiny", "machine": machine()}
+    state["commits"] = ["0123abc", "89def01+"]
     soak.add(state, Outcome(Counter(trainer=5), most_steps_lost=4, differing=["final weights"]), 2.0)
     soak.add(state, Outcome(Counter(both=1), failures=["ended with code 1: no"]), 2.0)
     assert state["failures"] == ["run 2 differs: final weights", "run 3: ended with code 1: no"]
     assert "| tiny | 9 | 6, 1, 2 | 2 | 4 (5) | 3 | **1** |" in soak.table({"tiny": state}).splitlines()
+    assert "- tiny, n = 9, at 0123abc, 89def01+: `lowmem-seq train tiny`; " in soak.table({"tiny": state})

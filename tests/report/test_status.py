@@ -335,6 +335,16 @@ def test_events_that_make_no_sense_are_told_of(run: RunFolder, kind: str, monkey
         read_status(run)
     assert caught.value.message.startswith(f"an event in {run.path / 'events.jsonl'} is not as expected (")
     assert caught.value.hint == "restore it from a copy of the run"
+
+
+OF_STATUS_ALONE = ("no rate", "a rate of nothing", "epochs in words")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind not in OF_STATUS_ALONE])
+def test_a_report_tells_of_them_too(run: RunFolder, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **_: dumps(value))
+    ODD[kind](run)
     (told,) = summarise_all([run])
     assert told["state"].startswith(f"unreadable: an event in {run.path / 'events.jsonl'} is not as expected (")
 

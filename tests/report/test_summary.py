@@ -270,8 +270,9 @@ def test_a_run_with_a_pipe_is_not_read(run: RunFolder) -> None:
     writer = threading.Thread(target=run.events.path.write_bytes, args=(b"",))  # so that a reader would not wait
     writer.start()
     (told,) = summarise_all([run])
-    os.close(os.open(run.events.path, os.O_RDONLY | os.O_NONBLOCK))
+    reader = os.open(run.events.path, os.O_RDONLY | os.O_NONBLOCK)  # open until the writer has come and gone
     writer.join()
+    os.close(reader)
     assert told["state"] == f"unreadable: {run.events.path} is a pipe or a device."
 
 

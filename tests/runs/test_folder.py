@@ -73,7 +73,7 @@ def ending(holder: subprocess.Popen[str], after_seconds: float) -> Iterator[None
 def test_a_new_run_holds_its_settings_and_its_environment(tmp_path: Path) -> None:
     config = tiny_config("seed=7")
     run = create_run(tmp_path / "runs" / "first", config)
-    assert names(run.path) == ["config.yaml", "environment.json"]
+    assert names(run.path) == ["config.yaml", "environment.json", "lock"]
     assert run.config == config
     assert read_json(run.environment_file)["format_version"] == 1
     assert open_run(run.path).config == config
@@ -312,7 +312,7 @@ def test_a_copy_of_a_run_that_is_held_is_free(
 
 
 @pytest.fixture
-def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def read_only(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of somebody else, or on a disk that can't be written: its lock files can't be opened for writing."""
 
     def refuse(*arguments: object, **details: object) -> None:
@@ -351,6 +351,7 @@ def test_an_error_inside_lets_go_of_the_run(run: RunFolder) -> None:
 
 
 def test_looking_at_a_run_that_was_never_held_makes_no_file(run: RunFolder) -> None:
+    run.lock_file.unlink()
     assert not run.is_locked()
     assert not [name for name in names(run.path) if name.startswith("lock")]
 
@@ -391,6 +392,7 @@ def test_a_link_anywhere_in_a_run_is_refused(run: RunFolder, tmp_path: Path, nam
         link.rename(target)
     elif there:
         target.mkdir()
+    link.unlink(missing_ok=True)
     link.symlink_to(target)
     with pytest.raises(UsageError) as caught:
         open_run(run.path)
