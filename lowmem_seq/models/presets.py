@@ -12,7 +12,8 @@ from lowmem_seq.models.sequencer2d import Sequencer2D
 from lowmem_seq.models.vanilla import VanillaBiLSTM
 
 ImageClassifier: TypeAlias = Sequencer2D | VanillaBiLSTM
-"""What a trainer needs: `model(images, noise)`, `drop_path_rates`, `dropout`, `feature_width`, nn.Module's own."""
+"""What a trainer needs: `model(images, noise)`, `drop_path_rates`, `dropout`, `feature_width`, `layer_count`,
+`recomputed_layers`, nn.Module's own."""
 
 
 def create_model(name: str, num_classes: int = 1000) -> ImageClassifier:

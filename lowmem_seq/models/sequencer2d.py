@@ -16,10 +16,14 @@ from lowmem_seq.models.bilstm2d import BiLSTM2D
 from lowmem_seq.models.initialisation import NORM_EPS, initialise_he, initialise_paper
 from lowmem_seq.models.noise import Noise, check_noise, keep_branch, keep_features
 from lowmem_seq.models.patches import IMAGE_CHANNELS, PatchLinear, check_images
+from lowmem_seq.models.recompute import recomputed
 
 
 class Sequencer2D(nn.Module):
     """The classifier.
+
+    `recomputed_layers` can be set at any time: so many of the `layer_count` layers, from the first, which hold the
+    most tokens, are computed a second time in backward. It changes memory and time, and no bit of a result.
 
     Args:
         num_classes: logits.
@@ -54,7 +58,9 @@ class Sequencer2D(nn.Module):
         self.patch_sizes = tuple(patch_sizes)
         self.feature_width = widths[-1]
         self.dropout = dropout
-        self.drop_path_rates = _linear_rates(sum(layers), drop_path)
+        self.layer_count = sum(layers)
+        self.recomputed_layers = 0
+        self.drop_path_rates = _linear_rates(self.layer_count, drop_path)
         self.stages = nn.ModuleList(
             Stage(width_in, width, depth, lstm_width, patch_size, mlp_ratio, norm_patches)
             for (width_in, width), depth, lstm_width, patch_size, norm_patches in zip(
@@ -80,13 +86,15 @@ class Sequencer2D(nn.Module):
         check_images(images, self.patch_sizes)
         if noise is not None:
             check_noise(noise, len(self.drop_path_rates), len(images), self.feature_width)
-        keep_path = iter(_by_layer(noise, len(self.drop_path_rates) // 2))
+        numbered = enumerate(_by_layer(noise, self.layer_count))
         x = images
         for stage in self.stages:
             assert isinstance(stage, Stage)
             x = stage.patches(x)  # (B, H/p, W/p, C)
             for layer in stage.layers:
-                x = layer(x, next(keep_path))  # (B, H/p, W/p, C)
+                index, keep = next(numbered)
+                again = index < self.recomputed_layers
+                x = recomputed(layer, x, keep) if again else layer(x, keep)  # (B, H/p, W/p, C)
         if self.pointwise is not None:
             x = self.pointwise(x)
         features = self.norm(x).mean(dim=(1, 2))  # (B, C)

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from lowmem_seq.models.initialisation import NORM_EPS, initialise_he
 from lowmem_seq.models.noise import Noise, check_noise, keep_features
 from lowmem_seq.models.patches import IMAGE_CHANNELS, PatchLinear, check_images
+from lowmem_seq.models.recompute import recomputed
 
 
 class VanillaBiLSTM(nn.Module):
     """Patches -> linear -> norm -> (BiLSTM -> norm) a layer -> mean over time -> head.
 
     The norm after each layer keeps a stack of three trainable at the learning rates that Sequencer2D uses.
+    `recomputed_layers` is as for Sequencer2D.
 
     Args:
         num_classes: logits.
@@ -43,6 +45,8 @@ class VanillaBiLSTM(nn.Module):
         self.patch_size = patch_size
         self.feature_width = 2 * lstm_width
         self.dropout = dropout
+        self.layer_count = layers
+        self.recomputed_layers = 0
         self.patches = nn.Sequential(
             PatchLinear(IMAGE_CHANNELS, width, patch_size), nn.LayerNorm(width, eps=NORM_EPS)
         )
@@ -63,8 +67,8 @@ class VanillaBiLSTM(nn.Module):
             check_noise(noise, 0, len(images), self.feature_width)
         x = self.patches(images)  # (B, H/p, W/p, C)
         x = x.flatten(1, 2)  # (B, T, C)
-        for layer in self.layers:
-            x = layer(x)  # (B, T, 2D)
+        for index, layer in enumerate(self.layers):
+            x = recomputed(layer, x) if index < self.recomputed_layers else layer(x)  # (B, T, 2D)
         features = x.mean(dim=1)  # (B, 2D)
         logits: Tensor = self.head(keep_features(features, noise))
         return logits
