@@ -26,8 +26,8 @@ import psutil
 from benchmarks.page import ROOT, describe_machine, machine, put_between_marks
 from lowmem_seq.config import RunConfig, load_preset, override, validate
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.environment import training_environment
-from lowmem_seq.memory.plan import Plan
+from lowmem_seq.memory.environment import training_environment, usable_allocators
+from lowmem_seq.memory.plan import Plan, Setting
 from lowmem_seq.memory.tree import peak_process_bytes, reset_peak
 from lowmem_seq.units import format_bytes
 
@@ -68,9 +68,14 @@ def make_run(folder: Path, preset: str) -> Path:
         precision="fp32",
         micro_batch=MICRO_BATCHES[preset],
         workers=1,
+        recomputed_layers=0,
         threads=1,
+        allocator=usable_allocators()[0],
+        chosen=Setting(MICRO_BATCHES[preset], 1),
         cap_bytes=10**10,
         cap_source="given",
+        others_bytes=0,
+        data_limit_bytes=None,
         predicted_peak_bytes=0,
         predicted_images_per_second=0.0,
     )
@@ -199,7 +204,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        env={**os.environ, **training_environment(1)},
+        env={**os.environ, **training_environment(1, usable_allocators()[0])},
     )
 
 

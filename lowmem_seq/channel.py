@@ -1,9 +1,9 @@
 """The line between a child process and its supervisor: JSON lines out, words in.
 
-A child says what it does on its standard output, one JSON object a line, and hears `stop` and `shrink` on its
-standard input. When the supervisor dies the input ends, which counts as `stop`: nothing trains on unseen.
-Pipes work alike on Linux, macOS and Windows; signals don't. A signal that reaches the child all the same (a system
-that shuts down sends one to every process) counts as `stop` too.
+A child says what it does on its standard output, one JSON object a line, and hears `stop` on its standard input.
+When the supervisor dies the input ends, which counts as `stop`: nothing trains on unseen. Pipes work alike on every
+system; signals don't. A signal that reaches the child all the same (a system that shuts down sends one to every
+process) counts as `stop` too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from lowmem_seq.errors import LowmemSeqError, StoppedError
 SECONDS_TO_SAVE = 60.0
 """How long a child whose supervisor died may take to save and end by itself."""
 ENDED_WITH_SUPERVISOR = StoppedError.exit_code
+START_ANEW = 75
+"""Exit code, between trainer and supervisor only, of a trainer that ends so that another one may go on in its place
+(EX_TEMPFAIL of sysexits.h). A `leaving` message says why, and whether memory ran out."""
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
@@ -39,7 +42,6 @@ class Channel:
         self._saves = saves
         self._out: IO[str] | None = None
         self._stop = threading.Event()
-        self._shrink = threading.Event()
         if listen:
             self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
             os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's print must not garble the line
@@ -51,8 +53,6 @@ class Channel:
         for line in sys.stdin:
             if line.strip() == "stop":
                 self._stop.set()
-            elif line.strip() == "shrink":
-                self._shrink.set()
         if not self._saves:
             os._exit(ENDED_WITH_SUPERVISOR)
         self._stop.set()
@@ -64,12 +64,6 @@ class Channel:
     def stop_requested(self) -> bool:
         """Whether this process shall save its last complete step and end."""
         return self._stop.is_set()
-
-    def take_shrink_request(self) -> bool:
-        """Whether the tree came near its cap since this was last asked."""
-        asked = self._shrink.is_set()
-        self._shrink.clear()
-        return asked
 
     def say(self, message: dict[str, Any]) -> None:
         """Send one message; a supervisor that is gone hears nothing."""

@@ -245,6 +245,12 @@ class RunConfig(Section, frozen=True, kw_only=True):
         """The settings as YAML, in the order they are declared in."""
         return yaml.safe_dump(self.to_settings(), sort_keys=False)
 
+    def total_steps(self, train_images: int) -> int:
+        """Return the optimizer steps: as given, or so many that each of the images is seen `epochs` times."""
+        if self.steps is not None:
+            return self.steps
+        return -(-self.recipe.epochs * train_images // self.recipe.effective_batch)
+
     def experiment_hash(self) -> str:
         """SHA-256 of what a run may not change on its way.
 

@@ -14,7 +14,7 @@ from lowmem_seq.channel import Channel
 from lowmem_seq.config import RunConfig, load_preset, override, validate
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.plan import Measurement, Plan
+from lowmem_seq.memory.plan import Measurement, Plan, Setting
 from lowmem_seq.runs.folder import RunFolder, create_run
 
 if TYPE_CHECKING:  # torch
@@ -39,14 +39,27 @@ def tiny_plan(micro_batch: int = 8) -> Plan:
         precision="fp32",
         micro_batch=micro_batch,
         workers=1,
+        recomputed_layers=0,
         threads=1,
+        allocator="default",
+        chosen=Setting(micro_batch, 1),
         cap_bytes=2 * 10**9,
         cap_source="given",
+        others_bytes=10**8,
+        data_limit_bytes=None,
         predicted_peak_bytes=4 * 10**8,
         predicted_images_per_second=100.0,
         environment={"OMP_NUM_THREADS": "1"},
         measurements=(
-            Measurement(micro_batch=micro_batch, workers=1, peak_bytes=3 * 10**8, images_per_second=100.0),
+            Measurement(
+                micro_batch=micro_batch,
+                workers=1,
+                recomputed_layers=0,
+                allocator="default",
+                peak_bytes=3 * 10**8,
+                data_bytes=4 * 10**8,
+                images_per_second=100.0,
+            ),
         ),
     )
 

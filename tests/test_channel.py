@@ -23,8 +23,6 @@ channel = Channel(saves=saves)
 print("a library's print")
 channel.say({"event": "ready", "name": "ä"})
 while not channel.stop_requested or "deaf" in sys.argv:
-    if channel.take_shrink_request():
-        channel.say({"event": "shrunk", "asked_again": channel.take_shrink_request()})
     time.sleep(0.005)
 channel.say({"event": "stopped"})
 """
@@ -62,17 +60,12 @@ def test_stop_is_heard_while_the_line_stays_open(child: subprocess.Popen[str]) -
     assert child.wait(timeout=10) == 0
 
 
-def test_each_shrink_is_taken_once(child: subprocess.Popen[str]) -> None:
-    for _ in range(2):
-        tell(child, "shrink")
-        assert json.loads(read_line(child)) == {"event": "shrunk", "asked_again": False}
-    assert child.poll() is None
-
-
 def test_other_words_are_passed_over(child: subprocess.Popen[str]) -> None:
-    tell(child, "stop it\nsTop\n\nshrink")
-    assert json.loads(read_line(child))["event"] == "shrunk"
-    assert child.poll() is None
+    tell(child, "stop it\nsTop\n\nhurry")
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(timeout=0.3)
+    tell(child, "stop")
+    assert json.loads(read_line(child)) == {"event": "stopped"}
 
 
 def test_the_end_of_the_line_counts_as_stop_and_prints_go_to_the_log(child: subprocess.Popen[str]) -> None:
@@ -133,12 +126,12 @@ def test_a_supervisor_that_is_gone_hears_nothing_and_breaks_nothing() -> None:
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
-    code, _, err = end(process, "shrink\n")
+    code, _, err = end(process, "hurry\n")
     assert (code, err.splitlines()) == (0, ["a library's print"])
 
 
 def test_without_a_line_nothing_is_said_and_nothing_asked(capfd: pytest.CaptureFixture[str]) -> None:
     channel = Channel(listen=False)
     channel.say({"event": "ready"})
-    assert (channel.stop_requested, channel.take_shrink_request()) == (False, False)
+    assert not channel.stop_requested
     assert capfd.readouterr().out == ""

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lowmem_seq import __version__
 from lowmem_seq.cli.data import data_app
+from lowmem_seq.cli.plan import plan
 from lowmem_seq.cli.report import report
 from lowmem_seq.cli.status import status
 from lowmem_seq.cli.terminal import harmless, make_console
@@ -56,6 +57,7 @@ def _options(
 
 
 app.command()(train)
+app.command()(plan)
 app.command()(resume)
 app.command()(status)
 app.command()(verify)

@@ -21,6 +21,8 @@ from lowmem_seq.units import format_bytes, format_seconds
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWS = 0.25
 
+SETTING_WORDS = {"micro_batch": "micro-batch", "workers": "workers", "recomputed_layers": "layers computed twice"}
+
 
 class SessionScreen:
     """Shows one session; everything it says can be found again in the run folder's events."""
@@ -90,7 +92,11 @@ class SessionScreen:
             self._line("measuring memory and speed")
         self._probing = True
         size, workers = message["micro_batch"], message["workers"]
-        self._activity = f"measuring memory and speed: micro-batch {size}, {workers} at once"
+        recomputed = ", layers recomputed" if message.get("recomputed_layers") else ""
+        self._activity = f"measuring memory and speed: micro-batch {size}, {workers} at once{recomputed}"
+
+    def _on_remembered(self, _message: Message) -> None:
+        self._line("memory and speed are known from before (lowmem-seq plan --fresh measures them anew)")
 
     def _on_session_started(self, message: Message) -> None:
         self._first_step = self._step = int(message["step"])
@@ -151,8 +157,19 @@ class SessionScreen:
         self._activity = "training"
         self._line(f"{message['what']} is written after {format_seconds(message['seconds'])}; going on")
 
-    def _on_micro_batch_changed(self, message: Message) -> None:
-        self._line(f"micro-batch {message['micro_batch_before']} -> {message['micro_batch']}: {message['cause']}")
+    def _on_setting_changed(self, message: Message) -> None:
+        told = ", ".join(
+            f"{words} {message[f'{name}_before']} -> {message[name]}"
+            for name, words in SETTING_WORDS.items()
+            if message[name] != message[f"{name}_before"]
+        )
+        self._line(f"{told}: {message['cause']}")
+
+    def _on_setting_kept(self, message: Message) -> None:
+        self._warn(message["cause"])
+
+    def _on_leak_noticed(self, message: Message) -> None:
+        self._warn(message["message"])
 
     def _take_step(self, message: Message) -> None:
         if not self._stopping:
@@ -173,6 +190,7 @@ class SessionScreen:
         ]
         if self._plan is not None:
             lines.append(describe_plan(self._plan, int(started["effective_batch"])))
+        lines.append(describe_cap(started.get("cap_enforced_by")))
         lines.append(f"run     {self._run.path}")
         if self._step:
             lines.append(f"resumes after step {self._step:,} of {self._total_steps:,}")
@@ -243,11 +261,25 @@ def describe_plan(plan: Plan, effective_batch: int) -> str:
     """Return the plan in a line for people."""
     cap = format_bytes(plan.cap_bytes) + (" (70 % of what is free)" if plan.cap_source == "machine" else "")
     at_once = f", {plan.workers} at once," if plan.workers > 1 else ""
+    recomputed = f", {plan.recomputed_layers} layers recomputed" if plan.recomputed_layers else ""
     return (
-        f"plan    micro-batches of {plan.micro_batch}{at_once} for a batch of {effective_batch}; expected "
-        f"{plan.predicted_images_per_second:,.0f} images/s and {format_bytes(plan.predicted_peak_bytes)} "
+        f"plan    micro-batches of {plan.micro_batch}{at_once} for a batch of {effective_batch}{recomputed}; "
+        f"expected {format_rate(plan.predicted_images_per_second)} and {format_bytes(plan.predicted_peak_bytes)} "
         f"under a cap of {cap}"
     )
+
+
+def describe_cap(enforced_by: str | None) -> str:
+    """Return who keeps the cap, in a line for people."""
+    if enforced_by is None:
+        return "cap     best effort: nothing here enforces it; the run looks, and gives memory back in time"
+    return f"cap     enforced by the system ({enforced_by}), and kept well below it by looking"
+
+
+def format_rate(images_per_second: float) -> str:
+    """Return a speed for people; below ten with a digit behind the point."""
+    digits = 0 if images_per_second >= 10 else 1 if images_per_second >= 1 else 2
+    return f"{images_per_second:,.{digits}f} images/s"
 
 
 def describe_result(summary: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
-from lowmem_seq.cli.screen import SessionScreen, describe_plan, describe_result
+from lowmem_seq.cli.plan import show_plan
+from lowmem_seq.cli.screen import SessionScreen, describe_result
+from lowmem_seq.cli.settings import lasting_source, lay_micro_batch, lay_over, settings_from, split_classes
 from lowmem_seq.cli.terminal import harmless, make_console
-from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
-from lowmem_seq.data.catalogue import CATALOGUE
+from lowmem_seq.config import RunConfig, validate
 from lowmem_seq.errors import StoppedError, UsageError
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
@@ -50,10 +50,9 @@ def train(
     dry_run: bool = typer.Option(False, help="Measure and show the plan, train nothing."),
 ) -> None:
     """Train a model: lowmem-seq train small --max-ram 6GB."""
-    settings = load_preset(preset)
     flags = {
-        "data.source": _lasting_source(data),
-        "data.classes": _split_classes(classes),
+        "data.source": lasting_source(data),
+        "data.classes": split_classes(classes),
         "data.image_size": image_size,
         "machine.max_ram_bytes": max_ram,
         "recipe.epochs": epochs,
@@ -65,16 +64,12 @@ def train(
         "machine.max_restarts": max_restarts,
         "recipe.effective_batch": effective_batch,
     }
-    for assignment in set_:
-        override(settings, assignment)
-    _lay_over(settings, flags)
-    _lay_micro_batch(settings, micro_batch)
-    config = validate(settings)
+    config = settings_from(preset, flags, set_, micro_batch)
     _refuse_a_world()
-    console = make_console(sys.stdout, soft_wrap=True)
     if dry_run:
-        _show_plan_only(config, console, quiet)
+        show_plan(config, quiet)
         return
+    console = make_console(sys.stdout, soft_wrap=True)
     run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
     _run_session(run, config, console, quiet, plan_anew=True)
 
@@ -97,17 +92,17 @@ def resume(
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both give the run's length.", "give one of them")
     flags = {
-        "data.source": _lasting_source(data),
+        "data.source": lasting_source(data),
         "machine.max_ram_bytes": max_ram,
         "recipe.epochs": epochs,
         "steps": steps,
         "machine.device": device,
         "machine.max_restarts": max_restarts,
     }
-    _lay_over(settings, flags)
+    lay_over(settings, flags)
     if epochs is not None:
         settings["steps"] = None
-    _lay_micro_batch(settings, micro_batch)
+    lay_micro_batch(settings, micro_batch)
     config = validate(settings)
     planned = structs.replace(config.machine, max_restarts=run.config.machine.max_restarts)
     replan = planned != run.config.machine or micro_batch is not None
@@ -202,50 +197,6 @@ def _tell_of_another_environment(run: RunFolder, console: Console) -> None:
         console.print(
             Text(harmless(f"note: not as at the start, so the last bits may differ: {told}"), style="yellow")
         )
-
-
-def _show_plan_only(config: RunConfig, console: Console, quiet: bool) -> None:
-    with tempfile.TemporaryDirectory(prefix="lowmem-seq-plan-") as folder:
-        run = create_run(Path(folder) / "run", config)
-        with StopSignals() as stops, SessionScreen(console, run, config, quiet) as screen:
-            session.prepare_data(run, config, screen, stops)
-            plan = session.make_plan(run, config, screen, stops)
-    console.print(Text(describe_plan(plan, config.recipe.effective_batch)))
-    for point in plan.measurements:
-        console.print(
-            Text(
-                f"        micro-batch {point.micro_batch:>4}, {point.workers} at once: "
-                f"{point.images_per_second:>8,.1f} images/s, trainer's peak {format_bytes(point.peak_bytes)}"
-            )
-        )
-
-
-def _lay_over(settings: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Lay the flags that were given over nested settings, in place."""
-    for key, value in flags.items():
-        if value is None:
-            continue
-        lay(settings, key, value)
-
-
-def _lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
-    if text is None:
-        return
-    if text != "auto" and not text.isdecimal():
-        raise UsageError(f"--micro-batch {text!r} is no number of images.", "--micro-batch 32 or auto")
-    lay(settings, "machine.micro_batch", None if text == "auto" else int(text))
-
-
-def _lasting_source(source: str | None) -> str | None:
-    """Return a path as an absolute one, so that a run can be resumed from another folder; names stay."""
-    if source is None or source in CATALOGUE:
-        return source
-    path = Path(source).expanduser()
-    return str(path.absolute()) if path.exists() else source
-
-
-def _split_classes(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _refuse_a_world() -> None:

@@ -3,6 +3,7 @@
 <cache>/packs/cifar10-32px-0123456789ab/    a pack
 <cache>/downloads/                          archives as they were published
 <cache>/remembered/<key>.json               which pack an unchanged source has
+<cache>/plans/<key>.json                    what the planner measured (memory/remembered.py)
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _newest_change(path: Path) -> float:
 
 def remove_leftovers() -> None:
     """Delete what interrupted writes left in the cache, once nothing in it has changed for a day."""
-    for folder in (packs_folder(), cache_folder() / "remembered"):
+    for folder in (packs_folder(), cache_folder() / "remembered", cache_folder() / "plans"):
         for path in folder.glob("*") if folder.is_dir() else ():
             if not is_temporary(path):
                 continue

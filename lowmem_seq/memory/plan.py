@@ -1,42 +1,65 @@
 """The plan: how a run is computed on this machine, chosen by what the probe measured under the cap.
 
-The plan never changes the experiment. It is fixed in plan.json before step 1 and reused when the run is resumed.
+The plan never changes the experiment. It is fixed in plan.json before step 1 and reused when the run is resumed;
+the governor may take a smaller setting for a while, and `chosen` is what it grows back to.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-import psutil
+from lowmem_seq.errors import UsageError
+from lowmem_seq.memory.environment import ALLOCATORS, VARIABLES, told_allocator
+from lowmem_seq.memory.footprint import Footprint
 
-from lowmem_seq.errors import CapTooSmallError, UsageError
-from lowmem_seq.memory.environment import VARIABLES
-from lowmem_seq.units import format_bytes
-
-FORMAT_VERSION = 1
-MARGIN = 0.95
-"""Share of the cap that a prediction may fill: probes repeat within 2 to 3 %, the rest is for what they missed."""
+FORMAT_VERSION = 2
 MOST_WORKERS = 4
 """More workers than this have too small a share of a batch of 128 to be fast. A divisor of the cores is taken."""
 LARGEST_AMOUNT = 2**63 - 1
-MOST = {"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "cap_bytes": LARGEST_AMOUNT}
+MOST = {
+    **{"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "recomputed_layers": 10**4, "layers": 10**4},
+    **{"cap_bytes": LARGEST_AMOUNT},
+}
 """What a plan that is read may ask for: more is no plan of any machine, and would bring one to a standstill."""
 SHARE_OF_AVAILABLE = 0.7
 """Cap where none is given, as a share of the memory that can be taken without swapping."""
+CLEARLY_LESS = 0.92
+"""Share of the present peak that a smaller setting may have: worth a change, and no mere spread."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step is computed with; it changes no experiment."""
+
+    micro_batch: int
+    """Images that a worker computes at once."""
+    workers: int
+    """Micro-batches that are computed side by side."""
+    recomputed_layers: int = 0
+    """Layers, from the first, whose activations are computed a second time instead of being kept."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the probe saw at one micro-batch and number of workers: steps with optimizer and evaluation."""
+    """What the probe saw at one setting: steps with optimizer, an evaluation batch and a save."""
 
     micro_batch: int
     workers: int
+    recomputed_layers: int
+    allocator: str
+    """How the process that measured was started: `huge`, `default` or `lean` (environment.py)."""
     peak_bytes: int
+    """The highest resident memory of the trainer."""
+    data_bytes: int
+    """The highest data segment, as RLIMIT_DATA counts it; 0 where the system has none."""
     images_per_second: float
+
+    @property
+    def setting(self) -> Setting:
+        """What was measured."""
+        return Setting(self.micro_batch, self.workers, self.recomputed_layers)
 
 
 @dataclass(frozen=True)
@@ -46,41 +69,149 @@ class Plan:
     device: Literal["cpu", "mps", "cuda"]
     precision: Literal["fp32", "bf16"]
     micro_batch: int
-    """Images that a worker computes at once."""
     workers: int
-    """Micro-batches that are computed side by side."""
+    recomputed_layers: int
     threads: int
     """Threads of each worker's matrix products."""
+    allocator: str
+    chosen: Setting
+    """What the planner chose; micro_batch, workers and recomputed_layers are what is in force now."""
     cap_bytes: int
     cap_source: Literal["given", "machine"]
+    others_bytes: int
+    """What the processes beside the trainer hold: the supervisor."""
+    data_limit_bytes: int | None
+    """Bound on the trainer's data segment (Linux, CPU), by which its resident memory stays under the cap."""
     predicted_peak_bytes: int
+    """Of all processes of the run."""
     predicted_images_per_second: float
+    layers: int = 0
+    """How many layers can be recomputed; 0 where that is not known."""
+    footprint: Footprint = field(default_factory=Footprint)
     environment: dict[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
     format_version: int = FORMAT_VERSION
+
+    @property
+    def setting(self) -> Setting:
+        """What is in force now."""
+        return Setting(self.micro_batch, self.workers, self.recomputed_layers)
+
+    def with_setting(self, setting: Setting) -> Plan:
+        """Return the plan with another setting in force; as many cores as before are split among its workers."""
+        cores = self.threads * self.workers
+        return replace(self, **asdict(setting), threads=threads_each(setting.workers, cores))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plan.json holds it."""
         return asdict(self)
 
 
+def threads_each(workers: int, cores: int) -> int:
+    """Return the threads that each worker's matrix products may use."""
+    return max(1, cores // workers)
+
+
+def smaller(plan: Plan) -> Plan | None:
+    """Return the plan with the next setting that needs clearly less memory, or None where nothing is left.
+
+    That is the fastest of the measured ones; where none was measured, half the micro-batch, then, at one image, all
+    layers recomputed, then one worker.
+    """
+    now = plan.setting
+    measured = [point for point in plan.measurements if point.allocator == plan.allocator]
+    peaks = highest_peaks(measured)
+    present = peaks.get(now)
+    if present is None:  # it was reached by halving: it needs no more than any that it is smaller than
+        present = min((peak for setting, peak in peaks.items() if _asks_less(now, setting)), default=None)
+
+    def is_less(setting: Setting) -> bool:
+        if present is None:
+            return setting not in peaks or _asks_less(setting, now)
+        return setting not in peaks or peaks[setting] < CLEARLY_LESS * present
+
+    less = [point for point in measured if is_less(point.setting) and point.setting != now]
+    if less:
+        return plan.with_setting(max(less, key=lambda point: point.images_per_second).setting)
+    return next((plan.with_setting(setting) for setting in _steps_down(now, plan.layers) if is_less(setting)), None)
+
+
+def _steps_down(now: Setting, layers: int) -> Iterator[Setting]:
+    """Yield ever smaller settings, whatever was measured."""
+    while now.micro_batch > 1:
+        now = replace(now, micro_batch=now.micro_batch // 2)
+        yield now
+    if now.recomputed_layers < layers:
+        now = replace(now, recomputed_layers=layers)
+        yield now
+    if now.workers > 1:
+        yield replace(now, workers=1)
+
+
+def told_change(before: Setting, now: Setting) -> dict[str, int]:
+    """Return a change of setting as the event `setting_changed` tells it."""
+    return {**{f"{name}_before": value for name, value in asdict(before).items()}, **asdict(now)}
+
+
+def highest_peaks(measured: Sequence[Measurement]) -> dict[Setting, int]:
+    """Return the highest peak of each setting, in bytes."""
+    peaks: dict[Setting, int] = {}
+    for point in measured:
+        peaks[point.setting] = max(point.peak_bytes, peaks.get(point.setting, 0))
+    return peaks
+
+
+def _asks_less(other: Setting, than: Setting) -> bool:
+    """Whether a setting surely needs less memory: it asks for less in one thing, and for more in none."""
+    return other != than and (
+        other.micro_batch <= than.micro_batch
+        and other.workers <= than.workers
+        and other.recomputed_layers >= than.recomputed_layers
+    )
+
+
 def plan_from_json(value: dict[str, Any]) -> Plan:
-    """Return the plan that plan.json holds.
+    """Return the plan that plan.json holds; one of format version 1 is told in the words of version 2.
 
     Raises:
         UsageError: a format version that this release doesn't know, or keys that are no plan's.
     """
     version = value.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise UsageError(
-            f"plan.json has format version {version}; this release reads {FORMAT_VERSION}.",
+            f"plan.json has format version {version}; this release reads 1 to {FORMAT_VERSION}.",
             "update lowmem-seq, or delete plan.json to have it measured anew",
         )
     try:
-        measurements = tuple(Measurement(**entry) for entry in value["measurements"])
-        return _checked(Plan(**{**value, "measurements": measurements}))
+        told = _told_by_version_1(value) if version == 1 else value
+        return _checked(
+            Plan(
+                **{
+                    **told,
+                    "chosen": Setting(**told["chosen"]),
+                    "footprint": Footprint(**told["footprint"]),
+                    "measurements": tuple(measurement_from_json(entry) for entry in told["measurements"]),
+                }
+            )
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"plan.json is no plan: {error}", "delete plan.json to have it measured anew") from error
+
+
+def _told_by_version_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan of version 1, which had no recomputation, one allocator and no limit, as one of today."""
+    if not isinstance(value["environment"], dict):
+        raise ValueError(f"environment is {value['environment']!r}")
+    allocator = told_allocator(value["environment"])
+    new = {"recomputed_layers": 0, "allocator": allocator, "data_bytes": 0}
+    return {
+        **value,
+        **{"recomputed_layers": 0, "allocator": allocator, "data_limit_bytes": None, "others_bytes": 0},
+        "chosen": {"micro_batch": value["micro_batch"], "workers": value["workers"], "recomputed_layers": 0},
+        "footprint": {},
+        "measurements": [{**new, **entry} for entry in value["measurements"]],
+        "format_version": FORMAT_VERSION,
+    }
 
 
 def _checked(plan: Plan) -> Plan:
@@ -89,15 +220,19 @@ def _checked(plan: Plan) -> Plan:
     Raises:
         ValueError: a number that is none or makes no sense, an unknown device, or a variable that no planner sets.
     """
-    _require_counts(plan, "micro_batch", "workers", "threads", "cap_bytes")
-    _require_amounts(plan, "predicted_peak_bytes", "predicted_images_per_second")
-    for measured in plan.measurements:
-        _require_counts(measured, "micro_batch", "workers")
-        _require_amounts(measured, "peak_bytes", "images_per_second")
+    require_counts(plan, "micro_batch", "workers", "threads", "cap_bytes")
+    require_counts(plan.chosen, "micro_batch", "workers")
+    require_counts(plan, "recomputed_layers", "layers", least=0)
+    require_counts(plan.chosen, "recomputed_layers", least=0)
+    require_amounts(plan, "predicted_peak_bytes", "predicted_images_per_second", "others_bytes")
+    require_amounts(plan.footprint, *(one.name for one in fields(Footprint)))
+    if plan.data_limit_bytes is not None:
+        require_amounts(plan, "data_limit_bytes")
     if plan.device not in ("cpu", "mps", "cuda") or plan.precision not in ("fp32", "bf16"):
         raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
     if plan.cap_source not in ("given", "machine"):
         raise ValueError(f"cap_source is {plan.cap_source!r}")
+    _require_allocator(plan.allocator)
     if not isinstance(plan.environment, dict):
         raise ValueError(f"environment is {plan.environment!r}")
     for name, text in plan.environment.items():
@@ -106,98 +241,46 @@ def _checked(plan: Plan) -> Plan:
     return plan
 
 
-def _require_counts(holder: Plan | Measurement, *names: str) -> None:
+def measurement_from_json(value: dict[str, Any]) -> Measurement:
+    """Return a measurement that was written down.
+
+    Raises:
+        TypeError: a value is missing, or one too many is there.
+        ValueError: a number that is none or makes no sense.
+    """
+    point = Measurement(**value)
+    require_counts(point, "micro_batch", "workers")
+    require_counts(point, "recomputed_layers", least=0)
+    require_amounts(point, "peak_bytes", "data_bytes", "images_per_second")
+    _require_allocator(point.allocator)
+    return point
+
+
+def _require_allocator(name: object) -> None:
+    if not isinstance(name, str) or name not in ALLOCATORS:
+        raise ValueError(f"allocator is {name!r}")
+
+
+def require_counts(holder: object, *names: str, least: int = 1) -> None:
+    """See that these values are whole numbers, and no larger than any machine has.
+
+    Raises:
+        ValueError: one is not.
+    """
     for name in names:
         count = getattr(holder, name)
-        if type(count) is not int or not 1 <= count <= MOST[name]:  # a boolean is an int, too
+        if type(count) is not int or not least <= count <= MOST[name]:  # a boolean is an int, too
             raise ValueError(f"{name} is {count!r}")
 
 
-def _require_amounts(holder: Plan | Measurement, *names: str) -> None:
+def require_amounts(holder: object, *names: str) -> None:
+    """See that these values are numbers from 0, those of bytes whole ones.
+
+    Raises:
+        ValueError: one is not.
+    """
     for name in names:
         amount = getattr(holder, name)
         kinds = (int,) if name.endswith("bytes") else (int, float)
         if type(amount) not in kinds or not 0 <= amount <= LARGEST_AMOUNT:  # which no NaN is
             raise ValueError(f"{name} is {amount!r}")
-
-
-def usable_cores(wanted: int | None) -> int:
-    """Return how many cores to use: as given, or all physical ones."""
-    return wanted or psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
-def worker_counts(cores: int, effective_batch: int, wanted: int | None, on_cpu: bool) -> list[int]:
-    """Return the numbers of workers to try, most first: one a core (up to MOST_WORKERS), and one alone.
-
-    Args:
-        cores: how many may be used.
-        effective_batch: images in a step.
-        wanted: the micro-batch that the user gave; no more workers than a step has of them.
-        on_cpu: a GPU is kept busy by one worker.
-    """
-    micro_batches = effective_batch if wanted is None else math.ceil(effective_batch / wanted)
-    fitting = [count for count in range(1, MOST_WORKERS + 1) if cores % count == 0 and count <= micro_batches]
-    most = max(fitting) if on_cpu else 1
-    return [most, 1] if most > 1 else [1]
-
-
-def threads_each(workers: int, cores: int) -> int:
-    """Return the threads that each worker's matrix products may use."""
-    return max(1, cores // workers)
-
-
-def candidate_sizes(effective_batch: int, workers: int, wanted: int | None, smallest: int) -> list[int]:
-    """Return the micro-batches to probe, smallest first.
-
-    Either the wanted one, or powers of two from `smallest` up to the share of the batch that falls to one worker.
-    """
-    if wanted is not None:
-        return [min(wanted, effective_batch)]
-    share = math.ceil(effective_batch / workers)
-    sizes = [2**power for power in range(share.bit_length()) if 2**power < share]
-    return [*(size for size in sizes if size >= smallest), share]
-
-
-def smaller_sizes(size: int) -> list[int]:
-    """Return the halves of a micro-batch, largest first, down to one."""
-    halves = []
-    while size > 1:
-        size //= 2
-        halves.append(size)
-    return halves
-
-
-def predict_peak(measured: Sequence[Measurement], micro_batch: int, floor_bytes: int) -> int:
-    """Return the peak bytes at another micro-batch: affine through the two nearest sizes that were measured.
-
-    With a single measurement all above `floor_bytes`, what is held for no images at all, is taken to grow with the
-    micro-batch.
-    """
-    ordered = sorted(measured, key=lambda point: abs(point.micro_batch - micro_batch))
-    near = (ordered[0].micro_batch, ordered[0].peak_bytes)
-    far = (ordered[1].micro_batch, ordered[1].peak_bytes) if len(ordered) > 1 else (0, floor_bytes)
-    slope = (far[1] - near[1]) / (far[0] - near[0])
-    return round(near[1] + max(0.0, slope) * (micro_batch - near[0]))
-
-
-def choose(measured: Sequence[Measurement], cap_bytes: int, others_bytes: int) -> Measurement:
-    """Return the fastest of the measured micro-batches that fits.
-
-    Args:
-        measured: what the probe saw.
-        cap_bytes: what all processes of the run may hold.
-        others_bytes: what those beside the trainer hold: the supervisor.
-
-    Raises:
-        CapTooSmallError: none fits.
-    """
-    fitting = [point for point in measured if point.peak_bytes <= (cap_bytes - others_bytes) * MARGIN]
-    if not fitting:
-        least = min(measured, key=lambda point: point.peak_bytes)
-        needed = math.ceil(least.peak_bytes / MARGIN) + others_bytes
-        raise CapTooSmallError(
-            f"the cap of {format_bytes(cap_bytes)} is too small for this model: micro-batch {least.micro_batch} "
-            f"holds {format_bytes(least.peak_bytes)} in the trainer.",
-            f"the smallest cap that would do is about --max-ram {-(-needed // 10**7) * 10}MB",
-        )
-    return max(fitting, key=lambda point: point.images_per_second)

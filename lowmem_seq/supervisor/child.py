@@ -23,6 +23,7 @@ import psutil
 
 from lowmem_seq.errors import ERRORS_BY_EXIT_CODE, LowmemSeqError
 from lowmem_seq.files import append_line, rename
+from lowmem_seq.memory.out_of_memory import tells_of_memory
 
 Message = dict[str, Any]
 LAST_LINES = 12
@@ -41,16 +42,28 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 """`python -m` would import from the current folder first, which may be somebody else's run (Python 3.11 has -P)."""
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "memoryerror", "bad_alloc")
-"""As Linux, Windows, the GPUs, Python and C++ say it."""
 
 
 class Child:
-    """One running child: `python -m MODULE ARGUMENTS...`, without the current folder among its imports."""
+    """One running child: `python -m MODULE ARGUMENTS...`, without the current folder among its imports.
+
+    Args:
+        module: what is run.
+        arguments: its command line.
+        environment: laid over this process's own.
+        log: takes what it writes on stderr.
+        limited: whether it sets a limit on its own memory, which makes some of its last words plain.
+    """
 
     def __init__(
-        self, module: str, *arguments: str, environment: Mapping[str, str] | None = None, log: Path | None = None
+        self,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        limited: bool = False,
     ) -> None:
+        self._limited = limited
         self._messages: queue.Queue[Message | None] = queue.Queue()
         self._error: Message | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -136,8 +149,7 @@ class Child:
     @property
     def ran_out_of_memory(self) -> bool:
         """Whether the child's last words are those of a system that had no memory left."""
-        words = "\n".join(self._last_lines).lower()
-        return self._error is None and any(phrase in words for phrase in OUT_OF_MEMORY)
+        return self._error is None and tells_of_memory("\n".join(self._last_lines), self._limited)
 
     @staticmethod
     def was_killed(code: int) -> bool:

@@ -6,28 +6,15 @@ against the cap.
 
 from __future__ import annotations
 
-import psutil
-
 from lowmem_seq.config import RunConfig
-from lowmem_seq.errors import CapTooSmallError, DataError, LowmemSeqError
+from lowmem_seq.errors import DataError, LowmemSeqError
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.environment import training_environment
-from lowmem_seq.memory.plan import (
-    SHARE_OF_AVAILABLE,
-    Measurement,
-    Plan,
-    choose,
-    plan_from_json,
-    threads_each,
-    usable_cores,
-)
-from lowmem_seq.memory.tree import available_bytes, is_short_of_memory, tree_bytes
+from lowmem_seq.memory.plan import Plan, plan_from_json
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.supervisor.child import Child, Message
+from lowmem_seq.supervisor.child import Child
+from lowmem_seq.supervisor.planner import make_plan
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
-from lowmem_seq.supervisor.watch import SAMPLE_SECONDS
-from lowmem_seq.units import format_bytes
 
 
 def prepare(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, plan_anew: bool) -> Plan:
@@ -35,7 +22,7 @@ def prepare(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignal
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
-        LowmemSeqError: see `prepare_data` and `make_plan`.
+        LowmemSeqError: see `prepare_data`, and `make_plan` of planner.py.
     """
     try:
         prepare_data(run, config, screen, stops)
@@ -82,69 +69,7 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
     write_json(run.data_file, record)
 
 
-def make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> Plan:
-    """Have a disposable child measure the run under the cap, choose, and write plan.json.
-
-    Where nothing fits, the child goes past the cap to find the smallest one that would do; it is ended when the
-    machine itself runs short.
-
-    Raises:
-        KeyboardInterrupt: a stop was asked for.
-        CapTooSmallError: the model does not fit.
-    """
-    given = config.machine.max_ram_bytes
-    cap_bytes = given if given is not None else int(available_bytes() * SHARE_OF_AVAILABLE)
-    budget_bytes = max(1, cap_bytes - tree_bytes(psutil.Process()))
-    cores = usable_cores(config.machine.threads)
-    environment = training_environment(cores)
-    child = Child(
-        "lowmem_seq.training.probe", str(run.path), str(budget_bytes), environment=environment, log=run.log_file
-    )
-    computing: Message | None = None
-    measured: list[Measurement] = []
-    machine_short = False
-    with stops.ending(child, at=1):
-        for message in child.messages(SAMPLE_SECONDS):
-            if tree_bytes(psutil.Process()) > cap_bytes and is_short_of_memory():
-                machine_short = True
-                child.kill()
-            event = message.get("event") if message is not None else None
-            if event == "computing":
-                computing = message
-            elif event == "measured" and message is not None:
-                measured.append(Measurement(**{key: message[key] for key in Measurement.__annotations__}))
-            elif message is not None:
-                screen.show(message)
-        code = child.wait()
-    stops.raise_if_any()
-    if code != 0 and not machine_short:
-        raise child.failure(code, "planner")
-    if computing is None or not measured:
-        raise CapTooSmallError(
-            f"the cap of {format_bytes(cap_bytes)} is too small for this model: its first step passed it, and the "
-            "machine was short of memory.",
-            "close other programs, take smaller images (--image-size) or a smaller preset",
-        )
-    best = choose(measured, cap_bytes, cap_bytes - budget_bytes)
-    plan = Plan(
-        device=computing["device"],
-        precision=computing["precision"],
-        micro_batch=best.micro_batch,
-        workers=best.workers,
-        threads=threads_each(best.workers, cores),
-        cap_bytes=cap_bytes,
-        cap_source="machine" if given is None else "given",
-        predicted_peak_bytes=best.peak_bytes + cap_bytes - budget_bytes,
-        predicted_images_per_second=best.images_per_second,
-        environment=environment,
-        measurements=tuple(measured),
-    )
-    write_json(run.plan_file, plan.to_json())
-    run.events.append("planned", **plan.to_json())
-    return plan
-
-
 def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, anew: bool) -> Plan:
     """Return the plan of the run; it is measured where there is none, or where a new one is asked for."""
     stored = None if anew else run.read_json(run.plan_file)
-    return make_plan(run, config, screen, stops) if stored is None else plan_from_json(stored)
+    return make_plan(run, config, screen, stops).plan if stored is None else plan_from_json(stored)

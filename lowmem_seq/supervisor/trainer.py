@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lowmem_seq.channel import STOP_SIGNALS
-from lowmem_seq.errors import LowmemSeqError, RestartsExhaustedError, StoppedError
+from lowmem_seq.channel import START_ANEW, STOP_SIGNALS
+from lowmem_seq.errors import CapTooSmallError, LowmemSeqError, RestartsExhaustedError, StoppedError
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.plan import Plan, plan_from_json
+from lowmem_seq.memory.out_of_memory import died_for_memory
+from lowmem_seq.memory.plan import Plan, plan_from_json, smaller, told_change
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.supervisor.child import Child
+from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.supervisor.watch import SAMPLE_SECONDS, MemoryWatch
+from lowmem_seq.units import format_bytes
 
 STOPPED = StoppedError.exit_code
 LEFT_AT_ONCE = 130
@@ -38,6 +40,8 @@ class Ending:
     for_want_of_memory: bool
     saved: bool
     """Whether it saved a checkpoint in its life."""
+    plan_was_at_fault: bool = False
+    """Whether it needed more than the plan allows, and not the machine had too little."""
     error: LowmemSeqError | None = None
     """What to raise where another one is no use."""
 
@@ -73,7 +77,7 @@ def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_re
                 f"{run.resume_command}   tries again; the trainer's words are in {run.log_file}",
             )
         if ending.for_want_of_memory:
-            plan = _smaller(run, plan)
+            plan = _smaller(run, plan, ending)
         wait_seconds = min(FIRST_WAIT_SECONDS * 2 ** (deaths_in_a_row - 1), LONGEST_WAIT_SECONDS)
         event = run.events.append(
             "trainer_restarted",
@@ -93,9 +97,13 @@ def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_re
 
 def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals) -> Ending:
     """Start a trainer, and watch over it until it has ended."""
-    child = Child("lowmem_seq.training", str(run.path), environment=plan.environment, log=run.log_file)
+    limited = plan.data_limit_bytes is not None
+    child = Child(
+        "lowmem_seq.training", str(run.path), environment=plan.environment, log=run.log_file, limited=limited
+    )
     watch = MemoryWatch(run, plan.cap_bytes, child, screen)
     told_to_stop = saved = False
+    leaving: Message | None = None
     with stops.ending(child, at=2):
         for message in child.messages(SAMPLE_SECONDS):
             if stops.count and not told_to_stop:
@@ -105,6 +113,7 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
             watch.sample()
             if message is not None:
                 saved = saved or message.get("event") == "checkpoint"
+                leaving = message if message.get("event") == "leaving" else leaving
                 screen.show(message)
         code = child.wait()
     watch.record()
@@ -113,7 +122,17 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
     if code == STOPPED:
         cause = "the trainer was asked to stop by somebody else than its supervisor"
         return Ending(code, cause, died=True, for_want_of_memory=False, saved=True)
-    short = child.ran_out_of_memory or (child.was_killed(code) and watch.machine_is_short)
+    if code == START_ANEW and leaving is not None:
+        return Ending(
+            code=code,
+            cause=str(leaving["cause"]),
+            died=True,
+            for_want_of_memory=bool(leaving["for_want_of_memory"]),
+            saved=saved,
+            plan_was_at_fault=bool(leaving["near_cap"]),
+        )
+    met_limit = child.ran_out_of_memory or died_for_memory(code, limited)
+    short = met_limit or (child.was_killed(code) and watch.machine_is_short)
     failure = child.failure(code, "trainer")
     failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"
     return Ending(
@@ -122,22 +141,32 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
         died=short or child.died(code),
         for_want_of_memory=short,
         saved=saved,
+        plan_was_at_fault=met_limit,
         error=failure,
     )
 
 
-def _smaller(run: RunFolder, plan: Plan) -> Plan:
-    """Return the plan with half the micro-batch, written down; one image can't be halved."""
+def _smaller(run: RunFolder, plan: Plan, ending: Ending) -> Plan:
+    """Return the plan with a smaller setting, written down.
+
+    Where the setting itself needed too much, the run never grows back to it.
+
+    Raises:
+        CapTooSmallError: it met the limit with the smallest setting there is.
+    """
     stored = run.read_json(run.plan_file)
     plan = plan if stored is None else plan_from_json(stored)  # the trainer may have made it smaller already
-    if plan.micro_batch == 1:
-        return plan
-    smaller = replace(plan, micro_batch=plan.micro_batch // 2)
-    write_json(run.plan_file, smaller.to_json())
-    run.events.append(
-        "micro_batch_changed",
-        micro_batch_before=plan.micro_batch,
-        micro_batch=smaller.micro_batch,
-        cause="the trainer died for want of memory",
-    )
-    return smaller
+    less = smaller(plan)
+    if less is None:
+        if not ending.plan_was_at_fault:
+            return plan
+        raise CapTooSmallError(
+            f"{ending.cause}; that was with the smallest setting there is, under a cap of "
+            f"{format_bytes(plan.cap_bytes)}.",
+            f"{run.resume_command} --max-ram MORE",
+        )
+    if ending.plan_was_at_fault:
+        less = replace(less, chosen=less.setting)
+    write_json(run.plan_file, less.to_json())
+    run.events.append("setting_changed", **told_change(plan.setting, less.setting), cause=ending.cause)
+    return less

@@ -1,35 +1,57 @@
-"""The process tree against its cap: sampled, recorded, and the trainer told when it comes near."""
+"""The process tree against its cap: sampled, shown and recorded. What acts is the trainer's governor."""
 
 from __future__ import annotations
 
+import os
 import time
 
-import psutil
-
-from lowmem_seq.memory.tree import is_short_of_memory, peak_process_bytes, tree_bytes
+from lowmem_seq.memory.readings import MachineMemory, MemoryReader, system_reader
+from lowmem_seq.memory.tree import SHORT, ProcessTree
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
 from lowmem_seq.supervisor.screen import Screen
 
 SAMPLE_SECONDS = 0.1
+SECONDS_BETWEEN_MACHINE_LOOKS = 1.0
 SECONDS_A_MEMORY_EVENT = 15.0
 SECONDS_BEFORE_THE_FIRST = 3.0
-NEAR_CAP = 0.97
-GROWTH = 1.01
-SECONDS_BETWEEN_SHRINKS = 5.0
+READER = system_reader()
+AT_START = READER.machine()
+"""The machine as this process found it: the supervisor's life is the session."""
 
 
 class MemoryWatch:
-    """Samples the tree, keeps the peak, asks the trainer to shrink near the cap."""
+    """Samples the tree and the machine, keeps the peak, writes both down.
 
-    def __init__(self, run: RunFolder, cap_bytes: int, child: Child, screen: Screen) -> None:
-        self._run, self._cap_bytes, self._child, self._screen = run, cap_bytes, child, screen
-        self._self = psutil.Process()
-        self._peak_bytes = self._tree_bytes = self._shrunk_bytes = 0
-        self._sampled_at = self._shrunk_at = float("-inf")
+    Args:
+        run: where the events go.
+        cap_bytes: what the tree may hold.
+        child: the trainer.
+        screen: what shows the figures.
+        reader: this system's figures.
+        at_start: the machine at the start of the session.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        cap_bytes: int,
+        child: Child,
+        screen: Screen,
+        reader: MemoryReader = READER,
+        at_start: MachineMemory = AT_START,
+    ) -> None:
+        self._run, self._cap_bytes, self._screen = run, cap_bytes, screen
+        self._reader, self._at_start = reader, at_start
+        self._tree = ProcessTree(os.getpid(), reader)
+        self._tree.add(child.process.pid)
+        self._peak_bytes = self._tree_bytes = 0
+        self._sampled_at = float("-inf")
         self._recorded_at = time.monotonic() - SECONDS_A_MEMORY_EVENT + SECONDS_BEFORE_THE_FIRST
         self.machine_is_short = False
-        """Whether little of the machine's memory was left at the last look."""
+        """Whether little of its memory was left when the trainer was last seen, or a process was ended for that."""
+        self._machine_at = float("-inf")
+        self._oom_kills = reader.machine().oom_kills
 
     def sample(self) -> None:
         """Look at the tree, ten times a second at the most."""
@@ -37,25 +59,43 @@ class MemoryWatch:
         if now - self._sampled_at < SAMPLE_SECONDS:
             return
         self._sampled_at = now
-        self._tree_bytes = tree_bytes(self._self)
-        self.machine_is_short = is_short_of_memory()
-        peaks = [peak_process_bytes(process.pid) or 0 for process in (self._self, self._child.process)]
-        self._peak_bytes = max(self._peak_bytes, self._tree_bytes, sum(peaks))
+        self._tree_bytes = self._tree.held_bytes()
+        self._peak_bytes = max(self._peak_bytes, self._tree_bytes, self._tree.peak_bytes())
+        if now - self._machine_at >= SECONDS_BETWEEN_MACHINE_LOOKS:
+            self._machine_at = now
+            self.machine_is_short = False
+            self._look_at_machine()
         self._screen.show_memory(self._tree_bytes, self._peak_bytes, self._cap_bytes)
-        # memory that was given back may stay with the allocator: only what grows on counts after a shrink
-        near = self._tree_bytes > max(NEAR_CAP * self._cap_bytes, GROWTH * self._shrunk_bytes)
-        if near and now - self._shrunk_at > SECONDS_BETWEEN_SHRINKS:
-            self._shrunk_at, self._shrunk_bytes = now, self._tree_bytes
-            self._child.tell("shrink")
         if now - self._recorded_at > SECONDS_A_MEMORY_EVENT:
             self.record()
 
     def record(self) -> None:
-        """Write what was seen to the events."""
+        """Look at the machine, and write what was seen to the events."""
         self._recorded_at = time.monotonic()
+        machine = self._look_at_machine()
         self._run.events.append(
             "memory",
             tree_bytes=self._tree_bytes,
             peak_tree_bytes=self._peak_bytes,
             cap_bytes=self._cap_bytes,
+            available_bytes=machine.available_bytes,
+            swapped_out_bytes=_since(self._at_start.swapped_out_bytes, machine.swapped_out_bytes),
+            pressure=machine.pressure,
         )
+
+    def _look_at_machine(self) -> MachineMemory:
+        """Return the machine's state, and notice where it is short.
+
+        That it is so no more is for `sample` to say: once a trainer has ended, what it held is free again.
+        """
+        machine = self._reader.machine()
+        killed = _since(self._oom_kills, machine.oom_kills)
+        self._oom_kills = machine.oom_kills
+        if killed or machine.available_bytes < SHORT * machine.total_bytes:
+            self.machine_is_short = True
+        return machine
+
+
+def _since(before: int | None, now: int | None) -> int | None:
+    """Return how much a figure that only grows has grown; None where the system doesn't count."""
+    return None if before is None or now is None else now - before

@@ -8,11 +8,18 @@ from __future__ import annotations
 import faulthandler
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lowmem_seq.channel import SECONDS_TO_SAVE, Channel
+from lowmem_seq.channel import SECONDS_TO_SAVE, START_ANEW, Channel
 from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError
+from lowmem_seq.memory.limit import system_limit
+from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.runs.folder import RunFolder, open_run
+from lowmem_seq.training.shortage import StartAnew, leave
+
+if TYPE_CHECKING:  # torch is imported once the limit is in force
+    from lowmem_seq.training.loop import Training
 
 
 def main() -> int:
@@ -23,7 +30,7 @@ def main() -> int:
         run = open_run(Path(sys.argv[1]))
         with run.writing(SECONDS_TO_SAVE):  # one that lost its supervisor while it was starting may have come first
             run.remove_leftovers()
-            return 0 if _train(run, channel) else StoppedError.exit_code
+            return _train(run, channel)
     except LowmemSeqError as error:
         channel.say_error(error)
         return error.exit_code
@@ -35,20 +42,33 @@ def main() -> int:
         return told.exit_code
 
 
-def _train(run: RunFolder, channel: Channel) -> bool:
-    """Train from the newest checkpoint on; return whether the end was reached."""
+def _train(run: RunFolder, channel: Channel) -> int:
+    """Train from the newest checkpoint on, under the plan's limit; return the exit code."""
     from lowmem_seq.training.session import open_training, read_plan
 
-    training = open_training(run, read_plan(run), channel)
-    training.saver.load_newest()
-    finished = training.go()
+    plan = read_plan(run)
+    limit = system_limit()
+    limited = plan.data_limit_bytes is not None and limit.set(plan.data_limit_bytes)
+    training: Training | None = None
+    try:
+        training = open_training(run, plan, channel, limit=limit if limited else None)
+        training.saver.load_newest()
+        finished = training.go(kept_by=limit.name if limited else None)
+    except StartAnew as wish:
+        leave(training, run, plan, channel, limit, wish, for_want_of_memory=False)
+        return START_ANEW
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error, limited):
+            raise
+        leave(training, run, plan, channel, limit, error, for_want_of_memory=True)
+        return START_ANEW
     training.journal.record(
         "session_ended",
         state="finished" if finished else "stopped",
         step=training.state.counters.step,
         wall_seconds=training.journal.wall_seconds(),
     )
-    return finished
+    return 0 if finished else StoppedError.exit_code
 
 
 if __name__ == "__main__":

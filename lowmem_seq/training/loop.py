@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -23,9 +22,9 @@ from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Part, Parts
 from lowmem_seq.errors import UsageError
-from lowmem_seq.files import needing, placing, write_json
+from lowmem_seq.files import needing, placing
+from lowmem_seq.memory.governor import Governor
 from lowmem_seq.memory.plan import Plan
-from lowmem_seq.memory.tree import release_memory
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, evaluate
@@ -33,6 +32,7 @@ from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.noise import draw_noise
 from lowmem_seq.training.saver import Saver
 from lowmem_seq.training.schedule import learning_rate
+from lowmem_seq.training.setting import SettingInForce
 from lowmem_seq.training.state import TrainingState, final_metadata, weights_sha256
 from lowmem_seq.training.workers import Range, Worker, Workers
 
@@ -52,20 +52,31 @@ class Training:
         state: TrainingState,
         accelerator: Accelerator,
         channel: Channel,
+        governor: Governor,
     ) -> None:
-        self.run, self.config, self.plan, self.pack, self.parts = run, config, plan, pack, parts
+        self.run, self.config, self.pack, self.parts = run, config, pack, parts
         self.state, self.accelerator, self.channel = state, accelerator, channel
         self.batch = config.recipe.effective_batch
         self.workers = Workers(state.model, self.make_batches, plan.workers)
-        self.total_steps = total_steps(config, parts.train.size)
+        self.total_steps = config.total_steps(parts.train.size)
         self.mixing_ends = round(self.total_steps * (1 - config.augmentation.mixing_off_fraction))
         self.journal = Journal(run.events, channel, self.batch, parts.train.size)
         identity = {"experiment_sha256": config.experiment_hash(), "data_fingerprint": pack.fingerprint}
         self.saver = Saver(run, config.checkpoint, state, identity, self.journal, lambda: channel.stop_requested)
+        self.setting = SettingInForce(run, plan, self.workers, governor, self.journal, self.saver.patience)
 
-    def go(self) -> bool:
-        """Train to the end and test; return whether the end was reached (and not a stop on request)."""
-        self.begin()
+    @property
+    def plan(self) -> Plan:
+        """How steps are computed at present."""
+        return self.setting.plan
+
+    def go(self, kept_by: str | None = None) -> bool:
+        """Train to the end and test; return whether the end was reached (and not a stop on request).
+
+        Args:
+            kept_by: what of the system enforces the cap on this process, if anything does.
+        """
+        self.begin(kept_by)
         reached = self.train()
         self.saver.save()
         return reached and self.test()
@@ -92,16 +103,19 @@ class Training:
     def train_step(self) -> bool:
         """Do one optimizer step; return False, with everything as before it, if a stop was asked for."""
         counters, recipe = self.state.counters, self.config.recipe
-        self.shrink_if_asked()
-        losses = self.workers.run(self.micro_batches(counters.step), self.forward_and_backward)
-        if losses is None:
-            return False
+        self.setting.change(counters.step)
+        while (losses := self.workers.run(self.micro_batches(counters.step), self.forward_and_backward)) is None:
+            if self.channel.stop_requested:
+                return False
+            self.setting.change(counters.step)  # and begin the step anew
         loss = self.finite(float(torch.stack(losses).sum()), "loss")
         self.finite(self.state.optimizer.clip_gradients(recipe.clip_norm), "gradient's norm")
-        self.state.optimizer.step(self.rate(counters.step))
-        if self.state.average is not None:
-            self.state.average.update(counters.step)
-        counters.count_step(loss, self.batch)
+        with self.state.updating():
+            self.state.optimizer.step(self.rate(counters.step))
+            if self.state.average is not None:
+                self.state.average.update(counters.step)
+            counters.count_step(loss, self.batch)
+        self.setting.step_ended(self.total_steps - counters.step)
         self.journal.show_progress(counters)
         return True
 
@@ -114,9 +128,9 @@ class Training:
         """Add the gradients of a range of samples; return their share of the step's mean loss, ().
 
         Each sample weighs 1 / effective batch, so the cut into micro-batches changes nothing but rounding. None if
-        a stop was asked for.
+        a stop was asked for, or memory is short.
         """
-        if self.channel.stop_requested:
+        if self.channel.stop_requested or self.setting.asks_to_stop():
             return None
         batch = worker.batches.read(*positions, mixing=positions[0] < self.mixing_ends * self.batch)
         device = self.accelerator.device
@@ -233,23 +247,7 @@ class Training:
             write_tensors(path, self.state.parameters, metadata)
             return weights_sha256(self.state.parameters)
 
-    def shrink_if_asked(self) -> None:
-        """Halve the micro-batch if the process tree came near its cap."""
-        if not self.channel.take_shrink_request() or self.plan.micro_batch == 1:
-            return
-        release_memory()
-        before = self.plan.micro_batch
-        self.plan = replace(self.plan, micro_batch=before // 2)
-        self.saver.patience.run("the plan", lambda: write_json(self.run.plan_file, self.plan.to_json()))
-        self.journal.record(
-            "micro_batch_changed",
-            step=self.state.counters.step,
-            micro_batch_before=before,
-            micro_batch=self.plan.micro_batch,
-            cause="the process tree came near its cap",
-        )
-
-    def begin(self) -> None:
+    def begin(self, kept_by: str | None = None) -> None:
         """Say what is about to be trained, and see that there is room for it."""
         self.saver.require_disk_space()
         self.journal.record(
@@ -267,6 +265,9 @@ class Training:
             threads=self.plan.workers * self.plan.threads,
             workers=self.plan.workers,
             micro_batch=self.plan.micro_batch,
+            recomputed_layers=self.plan.recomputed_layers,
+            allocator=self.plan.allocator,
+            cap_enforced_by=kept_by,
             effective_batch=self.batch,
         )
 
@@ -277,10 +278,3 @@ def mirrored_where_it_makes_sense(augmentation: AugmentationConfig, pack: Pack) 
         return augmentation
     entry = CATALOGUE.get(pack.description.source)
     return structs.replace(augmentation, flip=entry is None or entry.flip_makes_sense)
-
-
-def total_steps(config: RunConfig, train_images: int) -> int:
-    """Return the optimizer steps of a run: as given, or so many that every image is seen `epochs` times."""
-    if config.steps is not None:
-        return config.steps
-    return -(-config.recipe.epochs * train_images // config.recipe.effective_batch)

@@ -1,215 +1,169 @@
-"""What a run needs on this machine, measured: `python -m lowmem_seq.training.probe RUN_DIR CAP_BYTES`.
+"""What a run needs on this machine, measured: `python -m lowmem_seq.training.probe RUN_DIR REQUEST KNOWN`.
 
-A disposable process does real steps of the run at growing micro-batches, with optimizer step and an evaluation
-batch, and tells the peak memory and the images/s of each. It starts small, and goes on only where the next size is
-expected to fit. Nothing that it computes is kept.
+A disposable process measures the settings that the search asks for (measuring.py), and tells what it found. A
+process that met its limit ends, since libraries are not whole then; its supervisor starts another one for what is
+left to look at. Nothing that it computes is kept.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import sys
-import threading
 import time
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import torch
 
 from lowmem_seq.channel import Channel
-from lowmem_seq.data.batches import evaluation_batches
 from lowmem_seq.errors import LowmemSeqError
-from lowmem_seq.memory.plan import (
-    MARGIN,
-    Measurement,
-    Plan,
-    candidate_sizes,
-    predict_peak,
-    smaller_sizes,
-    threads_each,
-    usable_cores,
-    worker_counts,
-)
-from lowmem_seq.memory.tree import peak_process_bytes, release_memory, reset_peak
-from lowmem_seq.runs.folder import open_run
+from lowmem_seq.memory.footprint import Facts
+from lowmem_seq.memory.governor import SilentGovernor
+from lowmem_seq.memory.out_of_memory import is_out_of_memory
+from lowmem_seq.memory.plan import Measurement, Plan, Setting
+from lowmem_seq.memory.readings import system_reader
+from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Look, Request, knowledge_from_json
+from lowmem_seq.memory.search import COMFORTABLE, FEW, allowed_bytes, fitting, next_look
+from lowmem_seq.memory.space import make_space, usable_cores
+from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.device import choose_device, choose_precision
-from lowmem_seq.training.evaluation import evaluate
 from lowmem_seq.training.loop import Training
+from lowmem_seq.training.measuring import Probe
 from lowmem_seq.training.session import open_training
 
-SMALL_IMAGE = 64
-FEW = 3
-ROUNDS_AGAIN = 2
-"""Times that the FEW fastest settings are measured again."""
-OPTIMIZER_COPIES = 2
-"""AdamW keeps two numbers a weight; they take memory from the first step on."""
-SMALLEST_OF_SMALL = 8
-"""Smaller micro-batches of small images are slow; they are tried only where this one doesn't fit."""
-SECONDS_FOR_SMALL_IMAGES = 20.0
-SECONDS_FOR_LARGE_IMAGES = 60.0
-TIMED_SECONDS = 0.6
-FEWEST_TIMED = 3
-SAMPLE_SECONDS = 0.005
+KEEPS_ON = 0.75
+"""Share of the budget up to which a process measures on; of large images it is COMFORTABLE, for they leave more."""
+ROUNDS = 2.5
+"""Rounds that a look takes at the least where they are long: those that are timed, and an evaluation."""
 
 
-class PeakSampler:
-    """The peak resident bytes within a block: the system's own figure (Linux), or samples of 5 ms."""
-
-    def __enter__(self) -> PeakSampler:
-        self._exact = reset_peak()
-        self._peak = 0
-        self._ended = threading.Event()
-        if not self._exact:
-            threading.Thread(target=self._sample, daemon=True).start()
-        return self
-
-    def _sample(self) -> None:
-        process = psutil.Process()
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, process.memory_info().rss)
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        now = psutil.Process().memory_info().rss
-        self._peak = max(self._peak, now, (peak_process_bytes() or 0) if self._exact else 0)
-
-    @property
-    def peak_bytes(self) -> int:
-        """The peak of the block that ended."""
-        return self._peak
-
-
-def measure(training: Training, micro_batch: int) -> Measurement:
-    """Do real steps at a micro-batch with the session's workers; the first two rounds set up kernels, untimed."""
-    workers = training.workers.count
-    training.channel.say({"event": "probing", "micro_batch": micro_batch, "workers": workers})
-
-    def rounds(count: int) -> None:
-        starts = range(0, count * workers * micro_batch, micro_batch)
-        training.workers.run([(start, start + micro_batch) for start in starts], training.forward_and_backward)
-
-    release_memory()  # what a size before this one needed is not this one's
-    with PeakSampler() as sampler:
-        rounds(2)  # the second with gradients to add to
-        optimizer_seconds = _seconds(lambda: training.state.optimizer.step(0.0))
-        times: list[float] = []
-        while len(times) < FEWEST_TIMED or (sum(times) < TIMED_SECONDS and len(times) < 32):
-            times.append(_seconds(lambda: rounds(1)))
-        pack, part = training.pack, training.parts.validation
-        batch = next(iter(evaluation_batches(part, pack.description.mean, pack.description.deviation, micro_batch)))
-        evaluate(training.state.model, [batch], len(training.parts.classes), training.accelerator)
-    training.state.optimizer.clear_gradients()
-    middle = sorted(times)[len(times) // 2]
-    step_seconds = middle * math.ceil(training.batch / (micro_batch * workers)) + optimizer_seconds
-    measurement = Measurement(micro_batch, workers, sampler.peak_bytes, training.batch / step_seconds)
-    training.channel.say({"event": "measured", **vars(measurement)})
-    return measurement
-
-
-def _seconds(action: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-def probe(training: Training, cores: int, wanted: int | None, budget_bytes: int) -> list[Measurement]:
-    """Return the measurements that are worth it, within the time and under the budget.
-
-    First a worker a core, then one worker on all cores, which needs less memory, from the best micro-batch on.
+class Prober:
+    """Follows the search as far as this process may, and tells what it finds.
 
     Args:
-        training: a session at step 0; its weights are not kept.
-        cores: how many to use.
-        wanted: the micro-batch that the user gave, if any.
-        budget_bytes: what this process may hold.
+        probe: measures.
+        training: what it measures.
+        request: what was asked for.
+        known: what earlier processes found; it grows.
+        began: when this process was started, by the monotonic clock.
     """
-    small = training.config.data.image_size <= SMALL_IMAGE
-    deadline = time.monotonic() + (SECONDS_FOR_SMALL_IMAGES if small else SECONDS_FOR_LARGE_IMAGES)
-    measured: list[Measurement] = []
-    for workers in worker_counts(cores, training.batch, wanted, on_cpu=training.plan.device == "cpu"):
-        set_workers(training, workers, cores)
-        sizes = candidate_sizes(training.batch, workers, wanted, smallest=SMALLEST_OF_SMALL if small else 1)
-        fitting = [point for point in measured if point.peak_bytes <= budget_bytes]
-        if fitting:
-            best = max(fitting, key=lambda point: point.images_per_second)
-            sizes = [size for size in sizes if size >= best.micro_batch]
-        measured += _sweep(training, sizes, budget_bytes, deadline)
-    for size in smaller_sizes(min(point.micro_batch for point in measured)) if wanted is None else ():
-        if min(point.peak_bytes for point in measured) <= budget_bytes:
-            break
-        measured.append(measure(training, size))
-    for point in fastest_few(measured, budget_bytes) * ROUNDS_AGAIN:
-        if time.monotonic() > deadline:
-            break
-        set_workers(training, point.workers, cores)
-        measured.append(measure(training, point.micro_batch))
-    return measured
+
+    def __init__(self, probe: Probe, training: Training, request: Request, known: Knowledge, began: float) -> None:
+        self._probe, self._training, self._request = probe, training, request
+        self._known, self._deadline = known, began + request.seconds
+        self._start_seconds = time.monotonic() - began
+
+    def go(self) -> None:
+        """Take one look after the other, until the search ends or asks for another process, or time is over."""
+        request, known = self._request, self._known
+        assert known.facts is not None
+        space = make_space(self._training.config, known.facts, request.allocators)
+        if request.only is not None:
+            self._take(Look(request.only, request.allocator))
+            return
+        while True:
+            look = next_look(space, known, request.budget_bytes)
+            if look is not None and not look.fresh and not self._has_time_for(look):
+                self._training.channel.say({"event": "gave_up"})
+                look = next_look(space, known, request.budget_bytes, hurry=True)
+            if look is None or look.allocator != request.allocator or (look.fresh and self._probe.count):
+                return
+            point = self._take(look)
+            share = KEEPS_ON if space.is_small else COMFORTABLE
+            if point.peak_bytes > share * request.budget_bytes:
+                return  # it keeps tens to hundreds of MB of it; what comes next is measured right by another one
+
+    def _take(self, look: Look) -> Measurement:
+        fresh = self._probe.count == 0
+        point = self._probe.measure(look.setting)
+        (self._known.verified if fresh else self._known.measured).append(point)
+        self._training.channel.say({"event": "measured", "fresh": fresh, **asdict(point)})
+        return point
+
+    def _has_time_for(self, look: Look) -> bool:
+        """Whether a look can be taken, and the choice be seen to be sound after it."""
+        points = self._known.points()
+        if not points:
+            return True
+        fastest = fitting(self._known, self._request.budget_bytes)
+        is_tight = bool(fastest) and fastest[0].peak_bytes > COMFORTABLE * self._request.budget_bytes
+        needs_another = is_tight and self._probe.count > 0
+        speed = max(point.images_per_second for point in points[-FEW:])
+        seconds = ROUNDS * look.setting.micro_batch * look.setting.workers / speed
+        return time.monotonic() + seconds + (self._start_seconds + seconds if needs_another else 0) < self._deadline
 
 
-def fastest_few(measured: list[Measurement], budget_bytes: int) -> list[Measurement]:
-    """Return the fastest settings that fit; they are measured again in turn, and the best time of each counts.
-
-    Other programs only ever slow a measurement down, for seconds at a time; in turn they slow all alike.
-    """
-    fitting = [point for point in measured if point.peak_bytes <= budget_bytes]
-    return sorted(fitting, key=lambda point: point.images_per_second, reverse=True)[:FEW]
-
-
-def _sweep(training: Training, sizes: list[int], budget_bytes: int, deadline: float) -> list[Measurement]:
-    """Measure growing micro-batches until one doesn't fit, is slower, or the time is over."""
-    measured: list[Measurement] = []
-    floor_bytes = held_without_images(training)
-    for size in sizes:
-        if measured and (predict_peak(measured, size, floor_bytes) > budget_bytes or time.monotonic() > deadline):
-            break
-        measured.append(measure(training, size))
-        slower = len(measured) > 1 and measured[-1].images_per_second < 0.9 * measured[-2].images_per_second
-        if measured[-1].peak_bytes > budget_bytes or slower:
-            break
-    return measured
+def _facts(training: Training, libraries_bytes: int) -> Facts:
+    """Return what is known before the first step."""
+    state, parts = training.state, training.parts
+    average = {} if state.average is None else state.average.values
+    return Facts(
+        device=training.plan.device,
+        precision=training.plan.precision,
+        layers=state.model.layer_count,
+        libraries_bytes=libraries_bytes,
+        weights_bytes=sum(value.nbytes for value in state.parameters.values()),
+        average_bytes=sum(value.nbytes for value in average.values()),
+        image_size=training.config.data.image_size,
+        train_images=parts.train.size,
+        validation_images=parts.validation.size,
+        test_images=parts.test.size,
+        recommended_bytes=torch.mps.recommended_max_memory() if training.plan.device == "mps" else 0,
+    )
 
 
-def held_without_images(training: Training) -> int:
-    """Return the bytes that a step on no images would hold: what is resident, gradients, and optimizer state."""
-    weights = sum(value.numel() * value.element_size() for value in training.state.parameters.values())
-    return int(psutil.Process().memory_info().rss) + weights * (training.workers.count + OPTIMIZER_COPIES)
-
-
-def set_workers(training: Training, workers: int, cores: int) -> None:
-    """Split the cores among so many workers."""
-    torch.set_num_threads(threads_each(workers, cores))
-    training.workers.set_count(workers)
+def _open(run: RunFolder, request: Request, channel: Channel) -> Training:
+    """Return the run's training, at a setting that is changed before anything is computed."""
+    config = run.config
+    device = choose_device(config.machine.device)
+    plan = Plan(
+        device=device,
+        precision=choose_precision(config.machine.precision, device),
+        **asdict(Setting(1, 1)),
+        threads=usable_cores(config.machine.threads),
+        allocator=request.allocator,
+        chosen=Setting(1, 1),
+        cap_bytes=request.budget_bytes,
+        cap_source="given",
+        others_bytes=0,
+        data_limit_bytes=None,
+        predicted_peak_bytes=0,
+        predicted_images_per_second=0.0,
+    )
+    return open_training(run, plan, channel, SilentGovernor(system_reader(), os.getpid(), request.budget_bytes))
 
 
 def main() -> int:
     """Probe the run that the command line names, and say the result."""
+    began = time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
     channel = Channel(saves=False)
     try:
         run = open_run(Path(sys.argv[1]))
-        budget_bytes = int(int(sys.argv[2]) * MARGIN)
-        config = run.config
-        device = choose_device(config.machine.device)
-        cores = usable_cores(config.machine.threads)
-        plan = Plan(
-            device=device,
-            precision=choose_precision(config.machine.precision, device),
-            micro_batch=1,
-            workers=1,
-            threads=cores,
-            cap_bytes=int(sys.argv[2]),
-            cap_source="given",
-            predicted_peak_bytes=0,
-            predicted_images_per_second=0.0,
-        )
-        channel.say({"event": "computing", "device": plan.device, "precision": plan.precision})
-        training = open_training(run, plan, channel)
-        probe(training, cores, config.machine.micro_batch, budget_bytes)
+        told = json.loads(sys.argv[2])
+        request = Request(**{**told, "only": None if told["only"] is None else Setting(**told["only"])})
+        known = knowledge_from_json(json.loads(sys.argv[3]))
+        libraries_bytes = system_reader().held_bytes(os.getpid())
+        training = _open(run, request, channel)
+        if known.facts is None:
+            known.facts = _facts(training, libraries_bytes)
+        channel.say({"event": "facts", **asdict(known.facts)})
+        # what passes the share that may be taken is of no use, and ends before it can pass the cap
+        budget_bytes = allowed_bytes(request.budget_bytes) if request.only is None else math.inf
+        cores = usable_cores(run.config.machine.threads)
+        probe = Probe(training, cores, budget_bytes, request.allocator, known.save_bytes)
+        Prober(probe, training, request, known, began).go()
     except LowmemSeqError as error:
         channel.say_error(error)
         return error.exit_code
+    except Exception as error:
+        if is_out_of_memory(error, limited=True):
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+            sys.stderr.flush()
+            os._exit(DOES_NOT_FIT)
+        raise
     return 0
 
 

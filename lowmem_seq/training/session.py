@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -11,7 +12,10 @@ from lowmem_seq.config import RunConfig
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Parts, open_parts
 from lowmem_seq.errors import DataError, UsageError
+from lowmem_seq.memory.governor import Governor
+from lowmem_seq.memory.limit import Limit
 from lowmem_seq.memory.plan import Plan, plan_from_json
+from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.device import make_accelerator
@@ -55,11 +59,23 @@ def read_plan(run: RunFolder) -> Plan:
     return plan_from_json(plan_json)
 
 
-def open_training(run: RunFolder, plan: Plan, channel: Channel) -> Training:
-    """Return the run's training at step 0, computed as `plan` says."""
+def open_training(
+    run: RunFolder, plan: Plan, channel: Channel, governor: Governor | None = None, limit: Limit | None = None
+) -> Training:
+    """Return the run's training at step 0, computed as `plan` says.
+
+    Args:
+        run: what is trained.
+        plan: how.
+        channel: leads to the supervisor.
+        governor: watches memory; by default one of this process, under the plan's cap.
+        limit: what the system enforces on this process.
+    """
     config = run.config
     torch.set_num_threads(plan.threads)
     pack, parts = open_data(run, config)
     accelerator = make_accelerator(plan.device, plan.precision)
     state = TrainingState(make_model(config, len(parts.classes)).to(accelerator.device), config.recipe)
-    return Training(run, config, plan, pack, parts, state, accelerator, channel)
+    if governor is None:
+        governor = Governor(system_reader(), os.getpid(), plan.cap_bytes - plan.others_bytes, limit=limit)
+    return Training(run, config, plan, pack, parts, state, accelerator, channel, governor)

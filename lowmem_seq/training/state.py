@@ -31,6 +31,15 @@ class TrainingState:
         self.optimizer = AdamW(self.parameters, recipe.weight_decay, recipe.beta1, recipe.beta2)
         self.average = RunningAverage(self.parameters, recipe.ema_decay) if recipe.ema_decay > 0 else None
         self.counters = Counters()
+        self.is_whole = True
+        """Whether weights, optimizer, average and counters are all of the same step."""
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """Change them together; a block that fails leaves a state that is not to be saved."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
 
     def writers(self) -> dict[str, Callable[[Path], None]]:
         """Return, for each file of a checkpoint, what writes it."""

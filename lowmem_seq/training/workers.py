@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Workers:
         self.set_count(count)
 
     @property
+    def all(self) -> list[Worker]:
+        """The workers, the one with the model itself first."""
+        return list(self._workers)
+
+    @property
     def count(self) -> int:
         """How many micro-batches are computed at once."""
         return len(self._workers)
@@ -58,6 +63,11 @@ class Workers:
             self._pool.shutdown()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="worker") if count > 1 else None
 
+    def set_recomputed_layers(self, count: int) -> None:
+        """Change how many layers, from the first, every worker computes a second time in backward."""
+        for worker in self._workers:  # later ones copy the first
+            worker.model.recomputed_layers = count
+
     def run(
         self, ranges: Sequence[Range], compute: Callable[[Worker, Range], Tensor | None]
     ) -> list[Tensor] | None:
@@ -70,9 +80,7 @@ class Workers:
         Returns:
             The losses, worker by worker, or None if a worker stopped.
         """
-        for worker in self._workers:
-            for parameter in worker.model.parameters():
-                parameter.grad = None
+        self.clear_gradients()
 
         def compute_share(index: int) -> list[Tensor | None]:
             losses: list[Tensor | None] = []
@@ -85,12 +93,20 @@ class Workers:
         if self._pool is None:
             shares = [compute_share(0)]
         else:
-            shares = list(self._pool.map(compute_share, range(self.count)))
+            futures = [self._pool.submit(compute_share, index) for index in range(self.count)]
+            wait(futures)  # for all of them, also where one failed: who catches that finds nobody at work
+            shares = [future.result() for future in futures]
         losses = [loss for share in shares for loss in share if loss is not None]
         if len(losses) < len(ranges):
             return None
         self._add_up()
         return losses
+
+    def clear_gradients(self) -> None:
+        """Drop every worker's gradients."""
+        for worker in self._workers:
+            for parameter in worker.model.parameters():
+                parameter.grad = None
 
     def _add_up(self) -> None:
         """Add the other workers' gradients to the first one's, in their order."""

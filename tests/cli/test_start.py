@@ -28,6 +28,7 @@ print("imported", *sorted({"torch", "torchvision", "accelerate", "numpy", "PIL",
         ["--help"],
         ["--version"],
         ["train", "--help"],
+        ["plan", "--help"],
         ["data", "--help"],
         ["train", "no-such-preset"],
         ["report", "RUN"],
@@ -48,6 +49,7 @@ def test_what_must_answer_at_once_imports_nothing_large(arguments: list[str], ru
     [
         [],
         ["train"],
+        ["plan"],
         ["resume"],
         ["report"],
         ["data"],
@@ -86,6 +88,7 @@ def assert_refused(ended: Ended, code: int, message: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
+        (["plan", "smal"], "there is no preset 'smal'.", "did you mean 'small'?"),
         (["train", "smal"], "there is no preset 'smal'.", "did you mean 'small'?"),
         (["train", "no.yaml"], "there is no file no.yaml.", "a YAML file"),
         (["train", "tiny", "--max-ram", "6"], "'6' has no unit of memory.", "6GB (10^9 bytes)"),

@@ -240,9 +240,10 @@ import psutil
 from lowmem_seq.channel import Channel
 from lowmem_seq.errors import LowmemSeqError
 from lowmem_seq.runs.folder import open_run
-from lowmem_seq.training.probe import PeakSampler
+from lowmem_seq.training.measuring import PeakSampler
 from lowmem_seq.training.session import open_training, read_plan
 
+OF_THE_SAMPLER = (f"/proc/{os.getpid()}/stat", f"/proc/{os.getpid()}/clear_refs")
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 
@@ -258,7 +259,8 @@ def look(path):
         training.saver.save()  # looks at the older ones too
     except LowmemSeqError as error:
         found = f"{type(error).__name__}: {error.message}"
-    return found, [name for name in opened[before:] if not Path(os.path.realpath(name)).is_relative_to(path)]
+    names = [name for name in opened[before:] if not name.startswith(OF_THE_SAMPLER)]
+    return found, [name for name in names if not Path(os.path.realpath(name)).is_relative_to(path)]
 
 for line in sys.stdin:
     path = Path(os.path.realpath(line.rstrip("\\n")))

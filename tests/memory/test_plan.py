@@ -1,36 +1,34 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import asdict
-from itertools import pairwise
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_seq.errors import CapTooSmallError, UsageError
+from lowmem_seq.errors import UsageError
+from lowmem_seq.memory.footprint import Footprint
 from lowmem_seq.memory.plan import (
-    MARGIN,
+    CLEARLY_LESS,
     MOST_WORKERS,
     Measurement,
     Plan,
-    candidate_sizes,
-    choose,
+    Setting,
+    highest_peaks,
     plan_from_json,
-    predict_peak,
-    smaller_sizes,
-    threads_each,
-    worker_counts,
+    smaller,
 )
-from lowmem_seq.units import format_bytes, parse_bytes
 from tests.builders import tiny_plan
 
 measurements = st.builds(
     Measurement,
     micro_batch=st.integers(1, 1024),
     workers=st.integers(1, MOST_WORKERS),
+    recomputed_layers=st.integers(0, 36),
+    allocator=st.sampled_from(["huge", "default", "lean"]),
     peak_bytes=st.integers(10**8, 10**10),
+    data_bytes=st.integers(0, 10**10),
     images_per_second=st.floats(0.1, 1e5),
 )
 
@@ -47,11 +45,18 @@ def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environmen
         precision="bf16",
         micro_batch=32,
         workers=2,
+        recomputed_layers=3,
         threads=4,
+        allocator="lean",
+        chosen=Setting(64, 2),
         cap_bytes=10**9,
         cap_source="machine",
+        others_bytes=4 * 10**7,
+        data_limit_bytes=12 * 10**8,
         predicted_peak_bytes=9 * 10**8,
         predicted_images_per_second=12.5,
+        layers=7,
+        footprint=Footprint(libraries_bytes=5, supervisor_bytes=9),
         environment=environment,
         measurements=tuple(measured),
     )
@@ -59,7 +64,7 @@ def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environmen
 
 
 def test_a_plan_says_its_format_version() -> None:
-    assert tiny_plan().to_json()["format_version"] == 1
+    assert tiny_plan().to_json()["format_version"] == 2
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,24 @@ def test_a_plan_says_its_format_version() -> None:
         {"cap_bytes": 2**63},
         {"cap_bytes": None},
         {"cap_source": "elsewhere"},
+        {"recomputed_layers": -1},
+        {"recomputed_layers": 10**4 + 1},
+        {"layers": True},
+        {"allocator": "jemalloc"},
+        {"allocator": ["huge"]},
+        {"chosen": {"micro_batch": 0, "workers": 1}},
+        {"chosen": {"micro_batch": 1, "workers": 10**6}},
+        {"chosen": {"micro_batch": 1, "workers": 1, "recomputed_layers": -1}},
+        {"chosen": {"micro_batch": 1, "workers": 1, "threads": 1}},
+        {"chosen": None},
+        {"others_bytes": -1},
+        {"data_limit_bytes": 1.5},
+        {"data_limit_bytes": -1},
+        {"footprint": {"libraries_bytes": -1}},
+        {"footprint": {"bones_bytes": 1}},
+        {"footprint": None},
+        {"environment": {"MALLOC_MMAP_THRESHOLD_": "-1"}},
+        {"environment": {"PYTORCH_MPS_HIGH_WATERMARK_RATIO": "nan"}},
         {"device": ["cpu"]},
         {"predicted_peak_bytes": "\x1b[2J"},
         {"predicted_peak_bytes": 1.5},
@@ -102,6 +125,9 @@ def test_a_plan_says_its_format_version() -> None:
                 ("micro_batch", 0),
                 ("workers", 10**6),
                 ("peak_bytes", "1"),
+                ("data_bytes", -1),
+                ("recomputed_layers", None),
+                ("allocator", "mimalloc"),
                 ("images_per_second", None),
             )
         ),
@@ -123,17 +149,21 @@ def test_the_largest_plan_that_is_read() -> None:
             "OMP_NUM_THREADS": "9999",
             "OMP_WAIT_POLICY": "",
             "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2_Usable,-ERMS:glibc.malloc.hugetlb=1",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+            "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "0.7000",
+            "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.6300",
         },
     }
     plan = plan_from_json(value)
     assert {**plan.to_json(), "measurements": value["measurements"]} == value
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, True, 1.0])
+@pytest.mark.parametrize("version", [3, 0, "1", None, True, 1.0])
 def test_a_plan_of_another_format_is_refused(version: object) -> None:
     with pytest.raises(UsageError) as caught:
         plan_from_json({**tiny_plan().to_json(), "format_version": version})
-    assert caught.value.message == f"plan.json has format version {version}; this release reads 1."
+    assert caught.value.message == f"plan.json has format version {version}; this release reads 1 to 2."
     assert "delete plan.json" in caught.value.hint
 
 
@@ -154,112 +184,122 @@ def test_a_plan_that_lacks_a_value_is_refused() -> None:
         plan_from_json(value)
 
 
-@given(st.integers(1, 5000), st.integers(1, 8))
-def test_candidates_are_powers_of_two_that_end_with_a_workers_share(batch: int, workers: int) -> None:
-    sizes = candidate_sizes(batch, workers, None, smallest=8)
-    assert (sizes[-1] - 1) * workers < batch <= sizes[-1] * workers
-    assert sizes == sorted(set(sizes))
-    assert all(size & (size - 1) == 0 and size >= 8 for size in sizes[:-1])
-    assert all(larger <= 2 * smaller for smaller, larger in pairwise(sizes))
-    assert sizes[0] <= 8
+OF_VERSION_1 = {
+    **{"device": "cpu", "precision": "bf16", "micro_batch": 64, "workers": 2, "threads": 1},
+    **{"cap_bytes": 10**9, "cap_source": "given"},
+    **{"predicted_peak_bytes": 9 * 10**8, "predicted_images_per_second": 900.5},
+    "environment": {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "OMP_NUM_THREADS": "2",
+    },
+    "measurements": [{"micro_batch": 64, "workers": 2, "peak_bytes": 8 * 10**8, "images_per_second": 900.5}],
+    "format_version": 1,
+}
+"""As the first release wrote it."""
 
 
-@pytest.mark.parametrize(
-    ("batch", "workers", "sizes"),
-    [(1, 1, [1]), (8, 1, [8]), (9, 1, [8, 9]), (64, 1, [8, 16, 32, 64]), (64, 2, [8, 16, 32]), (9, 4, [3])],
-)
-def test_candidates_of_some_batches(batch: int, workers: int, sizes: list[int]) -> None:
-    assert candidate_sizes(batch, workers, None, smallest=8) == sizes
+def test_a_plan_of_the_first_release_is_read_as_one_of_today() -> None:
+    plan = plan_from_json(OF_VERSION_1)
+    assert plan.setting == plan.chosen == Setting(64, 2, 0)
+    assert (plan.allocator, plan.data_limit_bytes, plan.layers) == ("huge", None, 0)
+    assert plan.measurements == (Measurement(64, 2, 0, "huge", 8 * 10**8, 0, 900.5),)
+    assert plan.to_json()["format_version"] == 2
+    assert plan_from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-@given(st.integers(1, 500), st.integers(1, 500))
-def test_a_wanted_size_is_the_only_candidate_and_never_passes_the_batch(batch: int, wanted: int) -> None:
-    assert candidate_sizes(batch, 2, wanted, smallest=8) == [min(batch, wanted)]
+def test_a_plan_of_the_first_release_without_huge_pages_had_the_system_s_allocator() -> None:
+    assert plan_from_json({**OF_VERSION_1, "environment": {}}).allocator == "default"
 
 
-@pytest.mark.parametrize(
-    ("cores", "batch", "wanted", "on_cpu", "counts"),
-    [
-        (2, 128, None, True, [2, 1]),
-        (1, 128, None, True, [1]),
-        (16, 128, None, True, [4, 1]),
-        (6, 128, None, True, [3, 1]),
-        (5, 128, None, True, [1]),
-        (4, 128, 64, True, [2, 1]),
-        (4, 128, 128, True, [1]),
-        (4, 128, None, False, [1]),
-    ],
-)
-def test_there_is_a_worker_a_core_where_a_step_has_enough_for_it(
-    cores: int, batch: int, wanted: int | None, on_cpu: bool, counts: list[int]
-) -> None:
-    assert worker_counts(cores, batch, wanted, on_cpu) == counts
-    assert [threads_each(count, cores) for count in counts][-1] == cores
+@pytest.mark.parametrize("changes", [{"micro_batch": 0}, {"measurements": [{"workers": 1}]}, {"environment": None}])
+def test_a_plan_of_the_first_release_that_could_do_harm_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"plan\.json is no plan"):
+        plan_from_json({**OF_VERSION_1, **changes})
 
 
-@given(st.integers(1, 5000))
-def test_smaller_sizes_go_down_to_one(size: int) -> None:
-    halves = smaller_sizes(size)
-    assert halves == sorted(set(halves), reverse=True)
-    assert all(half == larger // 2 for larger, half in zip([size, *halves], halves, strict=False))
-    assert (halves or [size])[-1] == 1
-
-
-@given(
-    st.integers(10**7, 10**9),
-    st.integers(0, 10**8),
-    st.lists(st.integers(1, 1024), min_size=2, max_size=5, unique=True),
-    st.integers(1, 2048),
-)
-def test_the_prediction_is_exact_where_memory_is_affine(
-    base: int, slope: int, sizes: list[int], asked: int
-) -> None:
-    measured = [Measurement(size, 1, base + slope * size, 1.0) for size in sizes]
-    assert predict_peak(measured, asked, floor_bytes=0) == pytest.approx(base + slope * asked, rel=1e-9)
-
-
-@given(measurements, st.integers(1, 2048), st.integers(0, 10**8))
-def test_from_one_measurement_all_above_the_floor_is_taken_to_grow(
-    point: Measurement, asked: int, floor_bytes: int
-) -> None:
-    predicted = predict_peak([point], asked, floor_bytes)
-    grown = (point.peak_bytes - floor_bytes) * asked / point.micro_batch
-    assert predicted == pytest.approx(floor_bytes + grown, rel=1e-9, abs=1)
-
-
-def test_a_floor_above_the_measurement_is_not_taken_for_a_gain() -> None:
-    assert predict_peak([Measurement(8, 1, 500, 1.0)], 64, floor_bytes=600) == 500
-
-
-def test_noise_that_falls_is_not_taken_for_a_gain() -> None:
-    assert predict_peak([Measurement(8, 1, 500, 1.0), Measurement(16, 1, 490, 1.0)], 64, floor_bytes=0) == 490
-
-
-@given(st.lists(measurements, min_size=1, max_size=6), st.integers(10**8, 10**10), st.integers(0, 10**8))
-def test_the_fastest_that_fits_is_chosen_or_the_hint_names_a_cap_that_does(
-    measured: list[Measurement], cap_bytes: int, others_bytes: int
-) -> None:
-    fitting = [point for point in measured if others_bytes + point.peak_bytes / MARGIN <= cap_bytes]
-    if fitting:
-        best = choose(measured, cap_bytes, others_bytes)
-        assert best.images_per_second == max(point.images_per_second for point in fitting)
-        return
-    with pytest.raises(CapTooSmallError) as caught:
-        choose(measured, cap_bytes, others_bytes)
-    assert caught.value.exit_code == 3
-    cap = parse_bytes(caught.value.hint.rpartition("--max-ram ")[2])
-    least = min(measured, key=lambda point: point.peak_bytes)
-    assert choose(measured, cap, others_bytes).peak_bytes == least.peak_bytes
-    with pytest.raises(CapTooSmallError):
-        choose(measured, cap - 2 * 10**7, others_bytes)
-
-
-def test_a_cap_that_is_too_small_is_told_with_the_numbers() -> None:
-    measured = [Measurement(1, 1, 500 * 10**6, 9.0), Measurement(2, 1, 600 * 10**6, 15.0)]
-    with pytest.raises(CapTooSmallError) as caught:
-        choose(measured, 400 * 10**6, 60 * 10**6)
-    assert caught.value.message == (
-        "the cap of 400 MB is too small for this model: micro-batch 1 holds 500 MB in the trainer."
+def measured(setting: Setting, peak_bytes: int, rate: float, allocator: str = "huge") -> Measurement:
+    return Measurement(
+        **asdict(setting), allocator=allocator, peak_bytes=peak_bytes, data_bytes=0, images_per_second=rate
     )
-    assert caught.value.hint == "the smallest cap that would do is about --max-ram 590MB"
-    assert re.search(rf"\b{format_bytes(500 * 10**6)}\b", caught.value.message)
+
+
+def plan_with(now: Setting, *points: Measurement, layers: int = 7) -> Plan:
+    return replace(tiny_plan(), **asdict(now), threads=1, allocator="huge", measurements=points, layers=layers)
+
+
+def test_the_next_smaller_setting_is_the_fastest_measured_that_needs_clearly_less() -> None:
+    now = Setting(64, 2)
+    plan = plan_with(
+        now,
+        measured(now, 1000, 900.0),
+        measured(Setting(32, 2), 925, 890.0),  # hardly less
+        measured(Setting(16, 2), 800, 500.0),
+        measured(Setting(64, 1), 700, 600.0),
+        measured(Setting(64, 2, 7), 500, 550.0),
+        measured(Setting(8, 2), 400, 950.0, allocator="lean"),  # would need another process
+    )
+    first = smaller(plan)
+    assert first is not None
+    assert (first.setting, first.chosen, first.threads) == (Setting(64, 1), plan.chosen, 2)
+    second = smaller(first)
+    assert second is not None
+    assert (second.setting, second.threads) == (Setting(64, 2, 7), 1)
+    third = smaller(second)
+    assert third is not None
+    assert third.setting == Setting(32, 2, 7)  # nothing measured needs less than 500: half of it
+
+
+def test_the_highest_peak_of_several_measurements_counts() -> None:
+    now, less = Setting(8, 1), Setting(4, 1)
+    plan = plan_with(now, measured(now, 1000, 9.0), measured(less, 700, 8.0), measured(less, 960, 8.0))
+    halved = smaller(plan)
+    assert halved is not None
+    assert halved.setting == Setting(2, 1)  # 960 is not clearly less than 1000, so half of the half
+    other = smaller(plan_with(now, measured(now, 1000, 9.0), measured(Setting(3, 1), 919, 1.0)))
+    assert other is not None
+    assert other.setting == Setting(3, 1)
+
+
+def test_without_measurements_sizes_are_halved_then_layers_recomputed_then_workers_taken_away() -> None:
+    plan: Plan | None = plan_with(Setting(5, 2))
+    seen = []
+    while plan is not None:
+        seen.append(plan.setting)
+        plan = smaller(plan)
+    assert seen == [Setting(5, 2), Setting(2, 2), Setting(1, 2), Setting(1, 2, 7), Setting(1, 1, 7)]
+
+
+def test_a_model_whose_layers_are_not_known_is_not_recomputed() -> None:
+    assert smaller(plan_with(Setting(1, 1), layers=0)) is None
+
+
+def test_from_a_setting_that_nobody_measured_only_what_is_smaller_in_all_is_taken() -> None:
+    plan = plan_with(
+        Setting(8, 2, 3),
+        measured(Setting(16, 1, 7), 100, 9.0),  # a larger micro-batch
+        measured(Setting(4, 2, 0), 100, 8.0),  # keeps more layers
+        measured(Setting(4, 2, 3), 100, 7.0),
+    )
+    less = smaller(plan)
+    assert less is not None
+    assert less.setting == Setting(4, 2, 3)
+
+
+settings = st.builds(Setting, st.integers(1, 512), st.integers(1, MOST_WORKERS), st.integers(0, 7))
+
+
+@given(settings, st.lists(measurements, max_size=6))
+def test_getting_smaller_comes_to_an_end(now: Setting, points: list[Measurement]) -> None:
+    plan: Plan | None = replace(plan_with(now, *points), allocator="lean")
+    for _ in range(60):
+        following = smaller(plan) if plan is not None else None
+        if following is None:
+            return
+        assert plan is not None
+        assert following.setting != plan.setting
+        peaks = highest_peaks([point for point in points if point.allocator == "lean"])
+        if plan.setting in peaks and following.setting in peaks:
+            assert peaks[following.setting] < CLEARLY_LESS * peaks[plan.setting]
+        plan = following
+    raise AssertionError("it goes on for ever")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -7,13 +8,21 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from lowmem_seq.memory import tree as module
+from lowmem_seq.memory.readings import MachineMemory
 from lowmem_seq.memory.tree import (
+    SECONDS_BETWEEN_SEARCHES,
+    SHORT,
+    ProcessTree,
     available_bytes,
+    is_short_of_memory,
     peak_process_bytes,
+    release_memory,
     reset_peak,
     tree_bytes,
 )
 from tests.builders import end, read_line, start_python
+from tests.memory.builders import FakeReader
 
 BLOCK = 50 * 10**6
 SLACK = 12 * 10**6
@@ -86,7 +95,6 @@ print(before, held, after, done, peak_process_bytes())
 """
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS keeps no peak of a process")
 def test_the_peak_stays_when_memory_is_given_back_and_falls_when_it_is_reset() -> None:
     code, out, err = end(start_python(PEAK))
     assert (code, err) == (0, "")
@@ -100,7 +108,6 @@ def test_the_peak_stays_when_memory_is_given_back_and_falls_when_it_is_reset() -
         assert int(reset) >= int(before) - SLACK
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS keeps no peak of a process")
 def test_the_peak_of_another_process_is_read(holder: Holder) -> None:
     process = holder(HOLDING, BLOCK)
     peak = peak_process_bytes(process.pid)
@@ -115,3 +122,92 @@ def test_resetting_says_whether_the_system_can() -> None:
 
 def test_what_is_available_is_part_of_the_machine() -> None:
     assert 0 < available_bytes() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("left", "short"), [(SHORT - 0.001, True), (SHORT + 0.001, False)])
+def test_a_machine_is_short_when_little_of_it_is_left(
+    monkeypatch: pytest.MonkeyPatch, left: float, short: bool
+) -> None:
+    memory = MachineMemory(total_bytes=10**9, available_bytes=int(left * 10**9), swap_used_bytes=0)
+    monkeypatch.setattr(module, "system_reader", lambda: FakeReader(memory=memory))
+    assert is_short_of_memory() is short
+    assert available_bytes() == memory.available_bytes
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_the_allocator_can_be_asked_to_give_memory_back() -> None:
+    assert release_memory() is True
+
+
+# A tree, by its numbers.
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_tree_is_its_root_what_was_found_and_what_was_told() -> None:
+    reader = FakeReader(held={1: 100, 2: 20, 3: 3, 9: 7000}, family=[2])
+    tree = ProcessTree(1, reader, Clock())
+    assert tree.held_bytes() == 120
+    tree.add(3)
+    assert tree.held_bytes() == 123
+
+
+def test_a_process_found_and_told_counts_once() -> None:
+    tree = ProcessTree(1, FakeReader(held={1: 100, 2: 20}, family=[2]), Clock())
+    tree.add(2)
+    assert tree.held_bytes() == 120
+
+
+def test_new_processes_are_looked_for_every_few_seconds_only() -> None:
+    clock, reader = Clock(), FakeReader(held={1: 100, 2: 20})
+    tree = ProcessTree(1, reader, clock)
+    assert tree.held_bytes() == 100
+    reader.family = [2]
+    clock.seconds += SECONDS_BETWEEN_SEARCHES - 0.1
+    assert [tree.held_bytes() for _ in range(10)] == [100] * 10
+    assert reader.searches == 1
+    clock.seconds += 0.2
+    assert [tree.held_bytes() for _ in range(10)] == [120] * 10
+    assert reader.searches == 2
+
+
+def test_a_process_that_has_ended_is_forgotten() -> None:
+    """Its number may be given to a process of somebody else's."""
+    reader = FakeReader(held={1: 100, 2: 20}, family=[2])
+    tree = ProcessTree(1, reader, Clock())
+    assert tree.held_bytes() == 120
+    del reader.held[2]
+    assert tree.held_bytes() == 100
+    reader.held[2] = 5000
+    assert tree.held_bytes() == 100
+
+
+def test_a_process_whose_parent_has_ended_still_counts() -> None:
+    clock, reader = Clock(), FakeReader(held={1: 100, 2: 20, 3: 3}, family=[2, 3])
+    tree = ProcessTree(1, reader, clock)
+    assert tree.held_bytes() == 123
+    del reader.held[2]
+    reader.family = []
+    clock.seconds += 2 * SECONDS_BETWEEN_SEARCHES
+    assert tree.held_bytes() == 103
+
+
+def test_the_peaks_of_those_that_live_are_summed() -> None:
+    reader = FakeReader(held={1: 100, 2: 20, 3: 3}, peaks={1: 150, 2: 40}, family=[2, 3])
+    tree = ProcessTree(1, reader, Clock())
+    assert tree.peak_bytes() == 190
+    del reader.peaks[2]
+    assert tree.peak_bytes() == 150
+
+
+def test_a_tree_that_is_gone_holds_nothing() -> None:
+    tree = ProcessTree(1, FakeReader(), Clock())
+    assert (tree.held_bytes(), tree.peak_bytes()) == (0, 0)

@@ -199,7 +199,7 @@ def test_a_pause_ends_with_who_paused(run: RunFolder, ends: Callable[[RunFolder]
 def test_a_smaller_micro_batch_needs_more_of_them(run: RunFolder) -> None:
     start_session(run, micro_batch=40)
     assert told(run, "micro_batch", "accumulation") == [40, 1]
-    run.events.append("micro_batch_changed", step=3, micro_batch_before=40, micro_batch=20)
+    run.events.append("setting_changed", step=3, micro_batch_before=40, micro_batch=20)
     assert told(run, "micro_batch", "accumulation") == [20, 2]
 
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 import pytest
 
-from lowmem_seq.errors import DiskError, LowmemSeqError, RestartsExhaustedError
+from lowmem_seq.errors import CapTooSmallError, DiskError, LowmemSeqError, RestartsExhaustedError
+from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import plan_from_json
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
@@ -24,6 +25,11 @@ if sys.platform == "win32":
 
 KILLED, CRASHED = -signal.SIGKILL, -signal.SIGSEGV
 CHECKPOINT: Message = {"event": "checkpoint", "step": 5}
+
+
+def leaving(cause: str, for_want_of_memory: bool, near_cap: bool = True) -> Message:
+    """What a trainer says that ends so that another one may go on."""
+    return {"event": "leaving", "cause": cause, "for_want_of_memory": for_want_of_memory, "near_cap": near_cap}
 
 
 @dataclass
@@ -41,8 +47,8 @@ class Life:
 class FakeChild(Child):
     """A trainer that lives a given life, in no process; it judges its end as a real one does."""
 
-    def __init__(self, life: Life, stops: Stops, environment: dict[str, str]) -> None:
-        self.life, self.environment = life, environment
+    def __init__(self, life: Life, stops: Stops, environment: dict[str, str], limited: bool) -> None:
+        self.life, self.environment, self._limited = life, environment, limited
         self.process = psutil.Process()
         self.words: list[str] = []
         self.killed = False
@@ -111,14 +117,22 @@ class Supervised:
     screen: Screen = field(default_factory=Screen)
     children: list[FakeChild] = field(default_factory=list)
     micro_batch: int = 8
+    data_limit_bytes: int | None = None
 
-    def start(self, module: str, *arguments: str, environment: dict[str, str], log: object) -> FakeChild:
+    def start(
+        self, module: str, *arguments: str, environment: dict[str, str], log: object, limited: bool
+    ) -> FakeChild:
         assert (module, arguments, log) == ("lowmem_seq.training", (str(self.run.path),), self.run.log_file)
-        self.children.append(FakeChild(self.lives[len(self.children)], self.stops, environment))
+        assert limited is (self.data_limit_bytes is not None)
+        self.children.append(FakeChild(self.lives[len(self.children)], self.stops, environment, limited))
         return self.children[-1]
 
     def train(self, max_restarts: int = 10) -> int:
-        return trainer.train(self.run, tiny_plan(self.micro_batch), self.screen, self.stops, max_restarts)
+        plan = replace(tiny_plan(self.micro_batch), data_limit_bytes=self.data_limit_bytes)
+        stored = self.run.read_json(self.run.plan_file)
+        assert stored is not None
+        write_json(self.run.plan_file, stored | {"data_limit_bytes": self.data_limit_bytes})
+        return trainer.train(self.run, plan, self.screen, self.stops, max_restarts)
 
     def events(self, kind: str) -> list[Event]:
         return [event for event in self.run.events if event["event"] == kind]
@@ -288,7 +302,7 @@ def test_a_trainer_that_ran_out_of_memory_is_replaced_by_a_smaller_one(supervise
     one = supervise(Life(1, logs=("Traceback (most recent call last):", words)), Life(0))
     assert one.train() == 0
     assert one.stored_micro_batch == 4
-    (changed,), (restarted,) = one.events("micro_batch_changed"), one.events("trainer_restarted")
+    (changed,), (restarted,) = one.events("setting_changed"), one.events("trainer_restarted")
     assert (changed["micro_batch_before"], changed["micro_batch"]) == (8, 4)
     assert restarted["cause"] == "the trainer ended with code 1, for want of memory"
 
@@ -303,11 +317,88 @@ def test_a_kill_means_want_of_memory_only_where_the_machine_had_little(
     assert one.events("trainer_restarted")[0]["cause"].endswith(", for want of memory") is short
 
 
-def test_each_want_of_memory_halves_again_down_to_one_image(supervise: Supervise) -> None:
-    one = supervise(*[Life(1, logs=("MemoryError",))] * 5, Life(0))
-    assert one.train() == 0
-    assert [event["micro_batch"] for event in one.events("micro_batch_changed")] == [4, 2, 1]
+def test_each_want_of_memory_halves_again_down_to_one_image_and_then_the_cap_is_too_small(
+    supervise: Supervise,
+) -> None:
+    one = supervise(*[Life(1, logs=("MemoryError",))] * 4)
+    with pytest.raises(CapTooSmallError) as caught:
+        one.train()
+    assert caught.value.exit_code == 3
+    assert caught.value.message == (
+        "the trainer ended with code 1, for want of memory; that was with the smallest setting there is, under a "
+        "cap of 2.00 GB."
+    )
+    assert caught.value.hint == f"{one.run.resume_command} --max-ram MORE"
+    assert [event["micro_batch"] for event in one.events("setting_changed")] == [4, 2, 1]
     assert one.stored_micro_batch == 1
+
+
+def test_where_the_machine_is_short_the_smallest_setting_is_tried_again(supervise: Supervise) -> None:
+    lives = [Life(KILLED, says=(CHECKPOINT,), machine_is_short=True)] * 4
+    one = supervise(*lives, Life(0))
+    assert one.train() == 0
+    assert [event["micro_batch"] for event in one.events("setting_changed")] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("life", "chosen"),
+    [
+        (Life(KILLED, says=(CHECKPOINT,), machine_is_short=True), 8),
+        (Life(1, logs=("MemoryError",)), 4),
+        (Life(75, says=(leaving("it ran out", True, near_cap=True),)), 4),
+        (Life(75, says=(leaving("it ran out", True, near_cap=False),)), 8),
+    ],
+)
+def test_a_run_grows_back_only_where_the_plan_was_not_at_fault(
+    supervise: Supervise, life: Life, chosen: int
+) -> None:
+    one = supervise(life, Life(0))
+    assert one.train() == 0
+    stored = one.run.read_json(one.run.plan_file)
+    assert stored is not None
+    assert (stored["micro_batch"], stored["chosen"]["micro_batch"]) == (4, chosen)
+
+
+def test_a_trainer_that_leaves_because_memory_ran_out_is_replaced_by_a_smaller_one(supervise: Supervise) -> None:
+    cause = "the trainer ran out of memory: DefaultCPUAllocator: can't allocate memory"
+    one = supervise(Life(75, says=(CHECKPOINT, leaving(cause, for_want_of_memory=True))), Life(0))
+    assert one.train() == 0
+    assert one.stored_micro_batch == 4
+    (restarted,) = one.events("trainer_restarted")
+    assert (restarted["cause"], restarted["deaths_in_a_row"]) == (cause, 1)
+
+
+def test_a_trainer_that_leaves_for_a_leak_is_replaced_as_it_was(supervise: Supervise) -> None:
+    said = leaving("memory grows by 1.00 MB a step", for_want_of_memory=False)
+    one = supervise(Life(75, says=(CHECKPOINT, said)), Life(0))
+    assert one.train() == 0
+    assert one.stored_micro_batch == 8
+    assert one.events("setting_changed") == []
+    assert one.events("trainer_restarted")[0]["cause"] == "memory grows by 1.00 MB a step"
+
+
+@pytest.mark.parametrize("code", [CRASHED, -signal.SIGABRT])
+@pytest.mark.parametrize(("limit", "micro_batch"), [(10**9, 4), (None, 8)])
+def test_under_a_limit_a_crash_of_a_library_counts_as_want_of_memory(
+    supervise: Supervise, code: int, limit: int | None, micro_batch: int
+) -> None:
+    one = supervise(Life(code), Life(0), data_limit_bytes=limit)
+    assert one.train() == 0
+    assert one.stored_micro_batch == micro_batch
+
+
+@pytest.mark.parametrize(("limit", "micro_batch"), [(10**9, 4), (None, None)])
+def test_under_a_limit_words_that_may_mean_anything_mean_memory(
+    supervise: Supervise, limit: int | None, micro_batch: int | None
+) -> None:
+    logs = ("Traceback (most recent call last):", "RuntimeError: could not create a primitive")
+    one = supervise(Life(1, logs=logs), Life(0), data_limit_bytes=limit)
+    if micro_batch is None:
+        with pytest.raises(LowmemSeqError, match="could not create a primitive"):
+            one.train()
+    else:
+        assert one.train() == 0
+        assert one.stored_micro_batch == micro_batch
 
 
 def test_a_trainer_that_had_made_itself_smaller_is_halved_from_there(supervise: Supervise) -> None:

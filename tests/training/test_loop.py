@@ -22,7 +22,7 @@ from lowmem_seq.errors import DiskError
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training import loop, patience, saver
 from lowmem_seq.training.evaluation import Evaluation
-from lowmem_seq.training.loop import Training, mirrored_where_it_makes_sense, total_steps
+from lowmem_seq.training.loop import Training, mirrored_where_it_makes_sense
 from lowmem_seq.training.saver import HEADER_BYTES
 from lowmem_seq.training.saving import SavingClock
 from lowmem_seq.training.session import open_training, read_plan
@@ -56,12 +56,12 @@ def test_images_are_mirrored_as_asked_or_where_it_makes_sense(
 @given(st.integers(1, 50), st.integers(1, 10**6), st.integers(1, 2000))
 def test_the_steps_of_a_run_see_every_image_so_many_times(epochs: int, images: int, batch: int) -> None:
     config = tiny_config(f"recipe.epochs={epochs}", f"recipe.effective_batch={batch}")
-    steps = total_steps(config, images)
+    steps = config.total_steps(images)
     assert (steps - 1) * batch < epochs * images <= steps * batch
 
 
 def test_steps_that_were_asked_for_end_the_run() -> None:
-    assert total_steps(tiny_config("steps=7"), 10**6) == 7
+    assert tiny_config("steps=7").total_steps(10**6) == 7
 
 
 EPOCHS = 3

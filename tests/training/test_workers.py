@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ def tiny() -> ImageClassifier:
     return create_model("tiny", num_classes=3)
 
 
-def compute(worker: Worker, positions: Range) -> Tensor:
-    loss: Tensor = worker.model(IMAGES[slice(*positions)], None).square().sum()
+def compute(worker: Worker, positions: Range, precision: str = "fp32") -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = worker.model(IMAGES[slice(*positions)], None)
+    loss: Tensor = logits.float().square().sum()
     torch.autograd.backward(loss)
     return loss.detach()
 
@@ -33,9 +36,11 @@ def gradients(model: ImageClassifier) -> list[Tensor]:
     return [gradient.clone() for gradient in found if gradient is not None]
 
 
-def run(count: int) -> tuple[list[Tensor], list[Tensor]]:
+def run(count: int, recomputed_layers: int = 0, precision: str = "fp32") -> tuple[list[Tensor], list[Tensor]]:
     model = tiny()
-    losses = workers_of(model, count).run(RANGES, compute)
+    workers = workers_of(model, count)
+    workers.set_recomputed_layers(recomputed_layers)
+    losses = workers.run(RANGES, partial(compute, precision=precision))
     assert losses is not None
     return losses, gradients(model)
 
@@ -112,3 +117,31 @@ def test_gradients_start_anew_with_each_run_and_after_a_change_of_count() -> Non
     assert workers.count == 3
     workers.run(RANGES, compute)
     assert all(torch.equal(left, right) for left, right in zip(gradients(model), expected, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_recomputed_layers_change_no_bit(count: int, precision: str) -> None:
+    expected = run(count, 0, precision)
+    for recomputed_layers in range(1, tiny().layer_count + 1):
+        for _ in range(3):
+            got = run(count, recomputed_layers, precision)
+            for left, right in zip(got, expected, strict=True):
+                assert len(left) == len(right) > 0
+                assert all(map(torch.equal, left, right))
+
+
+def test_all_workers_recompute_also_those_made_later() -> None:
+    workers = workers_of(tiny(), 2)
+    workers.set_recomputed_layers(1)
+    workers.set_count(3)
+    counts: list[int] = []
+
+    def tell(worker: Worker, positions: Range) -> Tensor:
+        counts.append(worker.model.recomputed_layers)
+        return compute(worker, positions)
+
+    workers.run(RANGES[:3], tell)
+    workers.set_recomputed_layers(0)
+    workers.run(RANGES[:3], tell)
+    assert counts == [1, 1, 1, 0, 0, 0]

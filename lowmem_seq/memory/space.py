@@ -1,0 +1,103 @@
+"""What there is to choose from: the sizes, workers, recomputed layers and allocators of a run on this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+
+import psutil
+
+from lowmem_seq.config import RunConfig
+from lowmem_seq.memory.footprint import Facts, layer_shares
+from lowmem_seq.memory.plan import MOST_WORKERS, Setting
+
+SMALL_IMAGE = 64
+SMALLEST_OF_SMALL = 8
+"""Smaller micro-batches of small images are slow; they are tried only where this one doesn't fit."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What there is to choose from."""
+
+    facts: Facts
+    effective_batch: int
+    cores: int
+    wanted: int | None
+    """The micro-batch that the user gave."""
+    allocators: tuple[str, ...]
+    """The fastest first, the one that needs least memory last."""
+    shares: tuple[float, ...]
+    """Of the kept activations, by layer."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the images are small."""
+        return self.facts.image_size <= SMALL_IMAGE
+
+    @property
+    def workers(self) -> list[int]:
+        """The numbers of workers to try, most first."""
+        return worker_counts(self.cores, self.effective_batch, self.wanted, on_cpu=self.facts.device == "cpu")
+
+    @property
+    def least(self) -> list[Setting]:
+        """The settings of which one needs least memory: small layers keep less than recomputing them takes."""
+        kept = Setting(self.wanted or 1, 1)
+        recomputed = replace(kept, recomputed_layers=self.facts.layers)
+        return [recomputed, kept] if self.is_small else [recomputed]
+
+
+def make_space(config: RunConfig, facts: Facts, allocators: tuple[str, ...]) -> Space:
+    """Return what there is to choose from for a run."""
+    return Space(
+        facts,
+        config.recipe.effective_batch,
+        usable_cores(config.machine.threads),
+        config.machine.micro_batch,
+        allocators,
+        layer_shares(config.model, config.data.image_size),
+    )
+
+
+def usable_cores(wanted: int | None) -> int:
+    """Return how many cores to use: as given, or all physical ones."""
+    return wanted or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def worker_counts(cores: int, effective_batch: int, wanted: int | None, on_cpu: bool) -> list[int]:
+    """Return the numbers of workers to try, most first: one a core (up to MOST_WORKERS), and one alone.
+
+    Args:
+        cores: how many may be used.
+        effective_batch: images in a step.
+        wanted: the micro-batch that the user gave; no more workers than a step has of them.
+        on_cpu: a GPU is kept busy by one worker.
+    """
+    micro_batches = effective_batch if wanted is None else math.ceil(effective_batch / wanted)
+    fitting = [count for count in range(1, MOST_WORKERS + 1) if cores % count == 0 and count <= micro_batches]
+    most = max(fitting) if on_cpu else 1
+    return [most, 1] if most > 1 else [1]
+
+
+def candidate_sizes(effective_batch: int, workers: int, wanted: int | None, smallest: int) -> list[int]:
+    """Return the micro-batches to look at first, smallest first.
+
+    Either the wanted one, or powers of two from `smallest` up to the share of the batch that falls to one worker.
+    """
+    if wanted is not None:
+        return [min(wanted, effective_batch)]
+    share = math.ceil(effective_batch / workers)
+    sizes = [2**power for power in range(share.bit_length()) if 2**power < share]
+    return [*(size for size in sizes if size >= smallest), share]
+
+
+def even_sizes(effective_batch: int, workers: int) -> list[int]:
+    """Return the micro-batches that cut a step into rounds of equal work for all workers, smallest first.
+
+    They are even from four on, so that images that are mixed with each other stay together.
+    """
+    rounds = range(1, math.ceil(effective_batch / workers) + 1)
+    sizes = {math.ceil(effective_batch / (workers * count)) for count in rounds}
+    return sorted({size if size < 4 else min(size + size % 2, effective_batch) for size in sizes})

@@ -1,0 +1,71 @@
+"""Windows: private bytes, the memory that a process has committed; job objects bound the same figure.
+
+This project's tests give it a system that they made; they have not run on Windows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import psutil
+
+from lowmem_seq.memory.readings import MachineMemory
+
+
+class WindowsReader:
+    """Windows' figures.
+
+    Args:
+        library: kernel32.
+        system: psutil, which asks Windows with one call for a process's figures.
+    """
+
+    def __init__(self, library: Any = None, system: Any = psutil) -> None:
+        self._kernel32 = getattr(ctypes, "WinDLL")("kernel32") if library is None else library  # noqa: B009
+        self._kernel32.GetProcessHeap.restype = ctypes.c_void_p
+        self._kernel32.HeapCompact.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
+        self._kernel32.HeapCompact.restype = ctypes.c_size_t
+        self._system = system
+
+    def held_bytes(self, pid: int) -> int:
+        """Return the private bytes of a process."""
+        return self._figure(pid, "private") or 0
+
+    def peak_bytes(self, pid: int) -> int | None:
+        """Return the most that it had committed (PeakPagefileUsage, whose present value is the private bytes)."""
+        return self._figure(pid, "peak_pagefile")
+
+    def reset_peak(self) -> bool:
+        """Return False: the peak is that of a process's whole life."""
+        return False
+
+    def data_bytes(self, pid: int) -> int | None:  # noqa: ARG002  the same call on every system
+        """Return None: a job object counts private bytes."""
+        return None
+
+    def shared_file_bytes(self, pid: int) -> int | None:  # noqa: ARG002
+        """Return None: private bytes leave out what is shared."""
+        return None
+
+    def machine(self) -> MachineMemory:
+        """Return the machine's memory; Windows counts no pages that went to its page file."""
+        memory, swap = self._system.virtual_memory(), self._system.swap_memory()
+        return MachineMemory(int(memory.total), int(memory.available), int(swap.used))
+
+    def release(self) -> bool:
+        """Join the free blocks of the process's heap, and give back those that are whole pages."""
+        return bool(self._kernel32.HeapCompact(self._kernel32.GetProcessHeap(), 0))
+
+    def descendants(self, pid: int) -> list[int]:
+        """Return them from the table of all processes (milliseconds)."""
+        try:
+            return [process.pid for process in self._system.Process(pid).children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _figure(self, pid: int, name: str) -> int | None:
+        try:
+            return int(getattr(self._system.Process(pid).memory_info(), name))
+        except psutil.Error:
+            return None

@@ -1,0 +1,293 @@
+"""How the plan is made: disposable children measure the run under the cap, and the fastest that fits is taken.
+
+What they found is remembered. A child that met its limit says by its end that a setting does not fit; the next one
+goes on with the rest. Planner and trainer never live at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lowmem_seq.config import RunConfig
+from lowmem_seq.errors import CapTooSmallError
+from lowmem_seq.files import write_json
+from lowmem_seq.memory.environment import mps_environment, training_environment, usable_allocators
+from lowmem_seq.memory.footprint import Facts, make_footprint
+from lowmem_seq.memory.limit import data_limit_bytes
+from lowmem_seq.memory.out_of_memory import died_for_memory
+from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Measurement, Plan, Setting, threads_each
+from lowmem_seq.memory.readings import system_reader
+from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
+from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
+from lowmem_seq.memory.space import SMALL_IMAGE, make_space, usable_cores
+from lowmem_seq.memory.tree import is_short_of_memory
+from lowmem_seq.runs.environment import describe_environment
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.child import Child, Message
+from lowmem_seq.supervisor.screen import Screen
+from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.supervisor.watch import SAMPLE_SECONDS
+from lowmem_seq.units import format_bytes
+
+SECONDS_FOR_SMALL_IMAGES = 20.0
+SECONDS_FOR_LARGE_IMAGES = 60.0
+SHORTEST_CHILD_SECONDS = (4.0, 10.0)
+"""A child that has less time left than this would hardly measure anything, for small and for large images."""
+SUPERVISOR_GROWTH_BYTES = 4 * 10**6
+"""What the supervisor may come to hold beside what it holds when it plans: its display, and what it reads later."""
+ROUND_BYTES = 10**7
+"""Caps are named in steps of 10 MB."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what is known of the run."""
+
+    plan: Plan
+    known: Knowledge
+
+
+class Planner:
+    """Makes the plan of one run.
+
+    Args:
+        run: its folder; data.json is there.
+        config: its settings.
+        screen: is told what is measured.
+        stops: end the child that is measuring.
+    """
+
+    def __init__(self, run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> None:
+        self._run, self._config, self._screen, self._stops = run, config, screen, stops
+        self._reader = system_reader()
+        given = config.machine.max_ram_bytes
+        self._cap_source: Any = "machine" if given is None else "given"
+        self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE)
+        self._others_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
+        self._budget_bytes = max(1, self._cap_bytes - self._others_bytes)
+        self._cores = usable_cores(config.machine.threads)
+        self._allocators = usable_allocators()
+        small = config.data.image_size <= SMALL_IMAGE
+        self._deadline = time.monotonic() + (SECONDS_FOR_SMALL_IMAGES if small else SECONDS_FOR_LARGE_IMAGES)
+        self._shortest_child_seconds = SHORTEST_CHILD_SECONDS[0 if small else 1]
+        self._known = Knowledge()
+        self._machine_was_short = False
+
+    def make(self, fresh: bool) -> Planned:
+        """Measure what is not known yet, and choose.
+
+        Args:
+            fresh: measure all of it, whatever is remembered.
+
+        Raises:
+            KeyboardInterrupt: a stop was asked for.
+            CapTooSmallError: the model does not fit.
+        """
+        key = key_of(subject_of(self._run, self._config, self._cores, self._allocators))
+        self._known = Knowledge() if fresh else recall(key)
+        count = len(self._known.points())
+        try:
+            self._search()
+            if not fitting(self._known, self._budget_bytes):
+                self._name_a_cap()
+        finally:
+            if not self._machine_was_short:  # then it was not the run that decided what fits
+                remember(key, self._known)
+        if count and len(self._known.points()) == count:
+            self._screen.show({"event": "remembered", "settings": count})
+        return Planned(self._choose(), self._known)
+
+    def _search(self) -> None:
+        """Have child after child take the looks that the search asks for, until it ends or the time is over."""
+        while True:
+            allocator, known = self._allocators[0], self._known
+            if known.facts is not None:
+                space = make_space(self._config, known.facts, self._allocators)
+                hurry = known.gave_up(self._budget_bytes)
+                look = next_look(space, known, self._budget_bytes, hurry)
+                if look is not None and not hurry and self._seconds_left() < self._shortest_child_seconds:
+                    self._note_giving_up()
+                    look = next_look(space, known, self._budget_bytes, hurry=True)
+                if look is None:
+                    return
+                allocator = look.allocator
+            before = known.to_json()
+            self._run_child(allocator)
+            if known.to_json() == before:  # it had no time left, or the machine was short of memory
+                return
+
+    def _seconds_left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def _run_child(self, allocator: str, only: Setting | None = None) -> None:
+        """Have a child measure what is left to look at, or one setting only, and take in what it tells.
+
+        Raises:
+            KeyboardInterrupt: a stop was asked for.
+            LowmemSeqError: what the child said was wrong.
+        """
+        request = Request(self._budget_bytes, self._allocators, allocator, self._seconds_left(), only)
+        told = (json.dumps(asdict(request)), json.dumps(self._known.to_json()))
+        environment = training_environment(self._cores, allocator)
+        child = Child(
+            "lowmem_seq.training.probe", str(self._run.path), *told, environment=environment, log=self._run.log_file
+        )
+        under_way: Message | None = None
+        short = False
+        with self._stops.ending(child, at=1):
+            for message in child.messages(SAMPLE_SECONDS):
+                held = self._reader.held_bytes(child.process.pid) + self._others_bytes
+                if held > self._cap_bytes and is_short_of_memory():
+                    short = True
+                    child.kill()
+                if message is not None:
+                    under_way = self._take_in(message, under_way)
+            code = child.wait()
+        self._stops.raise_if_any()
+        self._machine_was_short = self._machine_was_short or short or child.was_killed(code)
+        if code == 0 or short or (only is not None and child.was_killed(code)):
+            return
+        met_limit = child.ran_out_of_memory or child.was_killed(code) or died_for_memory(code, limited=True)
+        if under_way is None or only is not None or not (code == DOES_NOT_FIT or met_limit):
+            raise child.failure(code, "planner")
+        setting = Setting(**{one.name: under_way[one.name] for one in fields(Setting)})
+        self._known.unfit.append(Unfit(setting, allocator, self._budget_bytes))
+
+    def _take_in(self, message: Message, under_way: Message | None) -> Message | None:
+        """Keep what a child says; return what it is measuring now."""
+        known, event = self._known, message.get("event")
+        if event == "facts":
+            known.facts = Facts(**{one.name: message[one.name] for one in fields(Facts)})
+        elif event == "measured":
+            point = Measurement(**{one.name: message[one.name] for one in fields(Measurement)})
+            (known.verified if message["fresh"] else known.measured).append(point)
+            return None
+        elif event == "evaluated":
+            rate = float(message["images_per_second"])
+            known.evaluated_images_per_second = max(known.evaluated_images_per_second, rate)
+        elif event == "saved":
+            known.save_seconds, known.save_bytes = float(message["seconds"]), int(message["bytes"])
+        elif event == "gave_up":
+            self._note_giving_up()
+        else:
+            self._screen.show(message)
+        return message if event == "probing" else under_way
+
+    def _note_giving_up(self) -> None:
+        points = fitting(self._known, self._budget_bytes)
+        if points and not self._known.gave_up(self._budget_bytes):
+            comfortable = max(self._budget_bytes, math.ceil(points[0].peak_bytes / COMFORTABLE))
+            self._known.given_up.append(GivenUp(self._budget_bytes, comfortable))
+
+    def _name_a_cap(self) -> None:
+        """Measure what the smallest setting holds, past the cap, and refuse the cap that was given.
+
+        Raises:
+            CapTooSmallError: always.
+        """
+        facts, allocator = self._known.facts, self._allocators[-1]
+        for setting in make_space(self._config, facts, self._allocators).least if facts is not None else ():
+            if not self._measured(setting, allocator) and not self._machine_was_short:
+                self._run_child(allocator, setting)
+        least = min(self._known.points(), key=lambda point: point.peak_bytes, default=None)
+        if least is None:
+            raise CapTooSmallError(
+                f"the cap of {format_bytes(self._cap_bytes)} is too small for this model: its first step passed "
+                "it, and the machine was short of memory.",
+                "close other programs, take smaller images (--image-size) or a smaller preset",
+            )
+        needed = math.ceil(least.peak_bytes / SHARE_OF_BUDGET) + self._others_bytes
+        recomputed = " with every layer recomputed" if least.recomputed_layers else ""
+        raise CapTooSmallError(
+            f"the cap of {format_bytes(self._cap_bytes)} is too small for this model: micro-batch "
+            f"{least.micro_batch}{recomputed} holds {format_bytes(least.peak_bytes)} in the trainer, and the "
+            f"supervisor {format_bytes(self._others_bytes)}.",
+            f"the smallest cap that would do is about --max-ram {-(-needed // ROUND_BYTES) * 10}MB",
+        )
+
+    def _measured(self, setting: Setting, allocator: str) -> Measurement | None:
+        points = self._known.points()
+        return next((one for one in points if (one.setting, one.allocator) == (setting, allocator)), None)
+
+    def _choose(self) -> Plan:
+        """Return the plan of the fastest setting that fits."""
+        known, facts = self._known, self._known.facts
+        assert facts is not None
+        best = fitting(known, self._budget_bytes)[0]
+        environment = training_environment(self._cores, best.allocator)
+        if facts.device == "mps" and facts.recommended_bytes:
+            environment |= mps_environment(self._budget_bytes, facts.recommended_bytes)
+        return Plan(
+            device=facts.device,
+            precision=facts.precision,
+            **asdict(best.setting),
+            threads=threads_each(best.workers, self._cores),
+            allocator=best.allocator,
+            chosen=best.setting,
+            cap_bytes=self._cap_bytes,
+            cap_source=self._cap_source,
+            others_bytes=self._others_bytes,
+            data_limit_bytes=data_limit(best, self._budget_bytes) if facts.device == "cpu" else None,
+            predicted_peak_bytes=best.peak_bytes + self._others_bytes,
+            predicted_images_per_second=best.images_per_second,
+            layers=facts.layers,
+            footprint=make_footprint(facts, best.micro_batch, best.workers, best.peak_bytes, self._others_bytes),
+            environment=environment,
+            measurements=(*known.measured, *known.verified),
+        )
+
+
+def data_limit(best: Measurement, budget_bytes: int, platform: str = sys.platform) -> int | None:
+    """Return the bound that the trainer sets on itself, see limit.py; None where the system has none.
+
+    Linux: on its data segment, from what the probe saw of it. Windows: on its private bytes, which are what the cap
+    counts.
+    """
+    if platform == "win32":
+        return budget_bytes
+    return data_limit_bytes(best.data_bytes, best.peak_bytes, budget_bytes) if best.data_bytes else None
+
+
+def subject_of(run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...]) -> dict[str, Any]:
+    """Return all that a measurement depends on."""
+    described = describe_environment()
+    machine = ("python", "packages", "system", "release", "machine", "processor", "memory_bytes")
+    record = run.read_json(run.data_file) or {}
+    settings = config.to_settings()
+    return {
+        **{key: described[key] for key in machine},
+        "cores": cores,
+        "allocators": allocators,
+        "device": config.machine.device,
+        "precision": config.machine.precision,
+        "micro_batch": config.machine.micro_batch,
+        "model": settings["model"],
+        "augmentation": settings["augmentation"],
+        "average": config.recipe.ema_decay > 0,
+        "batch": config.recipe.effective_batch,
+        "image_size": config.data.image_size,
+        "data": record.get("fingerprint"),
+        "classes": config.data.classes,
+        "validation_fraction": config.data.validation_fraction,
+    }
+
+
+def make_plan(
+    run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, fresh: bool = False
+) -> Planned:
+    """Make the plan of a run, and write plan.json.
+
+    Raises:
+        KeyboardInterrupt: a stop was asked for.
+        CapTooSmallError: the model does not fit.
+    """
+    planned = Planner(run, config, screen, stops).make(fresh)
+    write_json(run.plan_file, planned.plan.to_json())
+    run.events.append("planned", **planned.plan.to_json())
+    return planned

@@ -1,0 +1,325 @@
+"""The planner with children that are made up: what they say is written down, and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_seq.errors import CapTooSmallError, LowmemSeqError, UsageError
+from lowmem_seq.files import read_json
+from lowmem_seq.memory.footprint import Facts
+from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
+from lowmem_seq.memory.readings import MachineMemory
+from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, knowledge_from_json
+from lowmem_seq.memory.search import SHARE_OF_BUDGET, allowed_bytes, next_look
+from lowmem_seq.memory.space import make_space
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor import planner
+from lowmem_seq.supervisor.child import Message
+from lowmem_seq.supervisor.planner import SUPERVISOR_GROWTH_BYTES, data_limit, make_plan
+from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.units import parse_bytes
+
+MB = 10**6
+FACTS = Facts("cpu", "fp32", 4, 240 * MB, 5 * MB, 0, 16, 40, 5, 12)
+SUPERVISOR = 40 * MB
+ALLOCATORS = ("huge", "lean")
+
+
+class Reader:
+    """A system on which every process holds 40 MB."""
+
+    def held_bytes(self, _pid: int) -> int:
+        return SUPERVISOR
+
+    def machine(self) -> MachineMemory:
+        return MachineMemory(8000 * MB, 4000 * MB, 0)
+
+
+class Screen:
+    def __init__(self) -> None:
+        self.shown: list[Message] = []
+
+    def show(self, message: Message) -> None:
+        self.shown.append(message)
+
+    def show_memory(self, tree: int, peak: int, cap: int) -> None:
+        raise AssertionError("the planner watches nothing")
+
+    def show_stopping(self) -> None:
+        raise AssertionError("the planner stops at once")
+
+
+@dataclass
+class World:
+    """Where probing children run: each image takes 10 MB, and 5 where all layers are recomputed."""
+
+    looks_each: int = 1000
+    """How many looks a child has time for."""
+    ends_with: int | None = None
+    """How a child ends at its first look; None: as it should."""
+    error: Message | None = None
+    stops: StopSignals | None = None
+    """Asked for, while the first child measures."""
+    children: list[dict[str, Any]] = field(default_factory=list)
+    environments: list[dict[str, str]] = field(default_factory=list)
+
+    def peak(self, setting: Setting, allocator: str) -> int:
+        image = 10 - 5 * setting.recomputed_layers / FACTS.layers - 2 * (allocator == "lean")
+        return round(300 * MB + setting.workers * setting.micro_batch * image * MB)
+
+    def rate(self, setting: Setting) -> float:
+        return 1000.0 * setting.micro_batch * setting.workers / (setting.micro_batch * setting.workers + 20)
+
+
+class FakeChild:
+    """A probing child: follows the real search, in a world of its own."""
+
+    world: World
+    config: Any
+
+    def __init__(
+        self, module: str, run: str, request: str, known: str, environment: dict[str, str], log: Path
+    ) -> None:
+        assert (module, Path(run).is_dir(), log.name) == ("lowmem_seq.training.probe", True, "trainer.log")
+        self.request, self.known = json.loads(request), knowledge_from_json(json.loads(known))
+        self.world.children.append(self.request)
+        self.world.environments.append(environment)
+        self.process = type("Process", (), {"pid": 1})
+        self.code = 0
+        self.killed = False
+
+    def messages(self, _wait_seconds: float) -> Iterator[Message | None]:
+        world, request = self.world, self.request
+        if world.error is not None:
+            self.code = UsageError.exit_code
+            return
+        yield {"event": "facts", **asdict(FACTS)}
+        yield None
+        self.known.facts = FACTS
+        space = make_space(self.config, FACTS, tuple(request["allocators"]))
+        count = 0
+        while True:
+            if request["only"] is not None:
+                setting = Setting(**request["only"])
+                assert setting in space.least
+            else:
+                look = next_look(space, self.known, request["budget_bytes"])
+                if count >= world.looks_each and look is not None:
+                    yield {"event": "gave_up"}
+                    return
+                if look is None or look.allocator != request["allocator"] or (look.fresh and count):
+                    return
+                setting = look.setting
+            yield {"event": "probing", **asdict(setting), "allocator": request["allocator"]}
+            if world.stops is not None:
+                world.stops.count = 1
+            peak = world.peak(setting, request["allocator"])
+            if world.ends_with is not None:
+                self.code = world.ends_with
+                return
+            if peak > request["budget_bytes"] and not request["only"]:
+                self.code = DOES_NOT_FIT
+                return
+            point = Measurement(
+                **asdict(setting),
+                allocator=request["allocator"],
+                peak_bytes=peak,
+                data_bytes=peak + 50 * MB,
+                images_per_second=world.rate(setting),
+            )
+            (self.known.measured if count else self.known.verified).append(point)
+            yield {"event": "evaluated", "images_per_second": 2000.0}
+            yield {"event": "saved", "seconds": 0.5, "bytes": 3}
+            yield {"event": "measured", "fresh": count == 0, **asdict(point)}
+            count += 1
+            if request["only"]:
+                return
+
+    def wait(self) -> int:
+        return -signal.SIGKILL if self.killed else self.code
+
+    def kill(self) -> None:
+        self.killed = True
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        return False
+
+    @staticmethod
+    def was_killed(code: int) -> bool:
+        return code == -signal.SIGKILL
+
+    def failure(self, code: int, what: str) -> LowmemSeqError:
+        return UsageError(f"the {what} ended with {code}") if code == UsageError.exit_code else LowmemSeqError(what)
+
+
+@dataclass
+class Bench:
+    """Makes plans of one run in one world."""
+
+    run: RunFolder
+    world: World
+    screen: Screen = field(default_factory=Screen)
+    stops: StopSignals = field(default_factory=StopSignals)
+
+    def plan(self, cap: int | None, fresh: bool = False, **settings: Any) -> planner.Planned:
+        from msgspec import structs
+
+        config = self.run.config
+        machine = structs.replace(config.machine, max_ram_bytes=cap, threads=2, **settings)
+        config = structs.replace(config, machine=machine)
+        FakeChild.world, FakeChild.config = self.world, config
+        self.world.children.clear()
+        return make_plan(self.run, config, self.screen, self.stops, fresh)
+
+
+@pytest.fixture
+def bench(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("LOWMEM_SEQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(planner, "Child", FakeChild)
+    monkeypatch.setattr(planner, "system_reader", Reader)
+    monkeypatch.setattr(planner, "usable_allocators", lambda: ALLOCATORS)
+    monkeypatch.setattr(planner, "is_short_of_memory", lambda: False)
+    return Bench(run, World())
+
+
+OTHERS = SUPERVISOR + SUPERVISOR_GROWTH_BYTES
+
+
+def test_the_plan_is_the_fastest_that_fits_written_down_and_told(bench: Bench) -> None:
+    plan = bench.plan(4000 * MB).plan
+    assert plan.setting == plan.chosen == Setting(16, 2)  # all of a batch of 32
+    assert (plan.device, plan.precision, plan.layers, plan.threads, plan.allocator) == ("cpu", "fp32", 4, 1, "huge")
+    assert (plan.cap_bytes, plan.cap_source, plan.others_bytes) == (4000 * MB, "given", OTHERS)
+    assert plan.predicted_peak_bytes == plan.footprint.total_bytes == 620 * MB + OTHERS
+    assert plan.predicted_images_per_second == pytest.approx(1000 * 32 / 52)
+    assert plan.environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert plan_from_json(read_json(bench.run.plan_file)) == plan
+    (event,) = [event for event in bench.run.events if event["event"] == "planned"]
+    assert event["micro_batch"] == 16
+    assert event["chosen"] == asdict(plan.chosen)
+    assert bench.world.environments[0]["OMP_NUM_THREADS"] == "2"
+
+
+def test_without_a_cap_a_share_of_what_is_available_is_taken(bench: Bench) -> None:
+    plan = bench.plan(None).plan
+    assert (plan.cap_bytes, plan.cap_source) == (2800 * MB, "machine")
+
+
+def test_a_child_that_met_its_limit_makes_room_for_one_that_goes_on(bench: Bench) -> None:
+    cap = 470 * MB
+    plan = bench.plan(cap).plan
+    assert len(bench.world.children) > 1
+    assert plan.predicted_peak_bytes <= cap
+    assert plan.measurements
+    peaks = [point.peak_bytes for point in plan.measurements if point.setting == plan.setting]
+    assert max(peaks) <= SHARE_OF_BUDGET * (cap - OTHERS)
+    assert bench.world.children[0]["budget_bytes"] == cap - OTHERS
+
+
+@pytest.mark.parametrize("code", [-signal.SIGSEGV, -signal.SIGABRT])
+def test_a_child_that_dies_at_its_limit_without_a_word_counts_as_one_that_met_it(bench: Bench, code: int) -> None:
+    bench.world.ends_with = code
+    with pytest.raises(LowmemSeqError):  # the last one, which measures without a limit, dies too
+        bench.plan(4000 * MB)
+    tried = {child["allocator"] for child in bench.world.children}
+    assert tried == set(ALLOCATORS)
+    assert bench.world.children[-1]["only"] == asdict(Setting(1, 1, 4))
+
+
+def test_what_a_child_says_is_wrong_is_raised(bench: Bench) -> None:
+    bench.world.error = {"event": "error"}
+    with pytest.raises(UsageError, match="the planner ended with 2"):
+        bench.plan(4000 * MB)
+
+
+def test_a_stop_ends_the_planning(bench: Bench) -> None:
+    bench.world.stops = bench.stops
+    with pytest.raises(KeyboardInterrupt):
+        bench.plan(4000 * MB)
+    assert not bench.run.events.path.exists()
+
+
+def test_what_was_measured_is_remembered_for_the_next_run(bench: Bench) -> None:
+    first = bench.plan(4000 * MB).plan
+    assert bench.plan(4000 * MB).plan == first
+    assert bench.world.children == []
+    assert bench.screen.shown[-1]["event"] == "remembered"
+
+
+def test_another_cap_asks_what_is_remembered_other_questions(bench: Bench) -> None:
+    bench.plan(4000 * MB)
+    assert bench.plan(3900 * MB).plan.cap_bytes == 3900 * MB
+    assert bench.world.children == []
+    tight = bench.plan(600 * MB).plan
+    assert bench.world.children
+    assert tight.predicted_peak_bytes <= 600 * MB
+
+
+def test_on_request_all_is_measured_anew(bench: Bench) -> None:
+    bench.plan(4000 * MB)
+    bench.plan(4000 * MB, fresh=True)
+    assert bench.world.children
+
+
+def test_another_setting_of_the_machine_is_measured_by_itself(bench: Bench) -> None:
+    bench.plan(4000 * MB)
+    plan = bench.plan(4000 * MB, micro_batch=4).plan
+    assert bench.world.children
+    assert plan.micro_batch == 4
+
+
+def test_a_search_that_ran_out_of_time_is_not_begun_again_for_the_same_cap(bench: Bench) -> None:
+    bench.world.looks_each = 2
+    first = bench.plan(4000 * MB).plan
+    assert len(first.measurements) == 2
+    assert bench.plan(4000 * MB).plan == first
+    assert bench.world.children == []
+
+
+def test_a_cap_that_can_t_work_is_refused_with_the_smallest_that_would(bench: Bench) -> None:
+    with pytest.raises(CapTooSmallError) as caught:
+        bench.plan(340 * MB)
+    assert bench.world.children[-1]["only"] == asdict(Setting(1, 1, 0))
+    assert (bench.world.children[-1]["allocator"], caught.value.exit_code) == ("lean", 3)
+    assert (
+        "the cap of 340 MB is too small for this model: micro-batch 1 with every layer recomputed holds 303 MB"
+        in (caught.value.message)
+    )
+    cap = parse_bytes(caught.value.hint.rpartition("--max-ram ")[2])
+    plan = bench.plan(cap).plan  # measured, not guessed: it does
+    assert plan.predicted_peak_bytes <= cap
+    with pytest.raises(CapTooSmallError):
+        bench.plan(cap - 2 * 10 * MB)
+
+
+def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "is_short_of_memory", lambda: True)
+    with pytest.raises(CapTooSmallError, match="the machine was short of memory"):
+        bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
+    monkeypatch.setattr(planner, "is_short_of_memory", lambda: False)
+    assert bench.plan(4000 * MB).plan.micro_batch == 16  # nothing of it was remembered
+
+
+def test_the_bound_on_the_data_segment_leaves_what_the_cap_still_allows() -> None:
+    best = Measurement(8, 1, 0, "huge", 400 * MB, 520 * MB, 9.0)
+    assert data_limit(best, 410 * MB) == 520 * MB + 5 * MB  # half of the room is kept for file pages
+    assert data_limit(best, 900 * MB) == 520 * MB + 500 * MB - 16 * MB
+    assert data_limit(best, 300 * MB) == 520 * MB  # never below what was seen
+    unseen = Measurement(8, 1, 0, "huge", 400 * MB, 0, 9.0)
+    assert data_limit(unseen, 900 * MB, "linux") is None
+    assert data_limit(unseen, 900 * MB, "win32") == 900 * MB
+
+
+def test_what_is_chosen_keeps_a_share_of_the_budget_free() -> None:
+    assert allowed_bytes(1000) == 950
+    assert Knowledge().points() == []

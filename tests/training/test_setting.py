@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.kills import differences
+from benchmarks.replay import Replay, replay, settings_of
+from lowmem_seq.channel import Channel
+from lowmem_seq.data.pack import Pack
+from lowmem_seq.files import write_json
+from lowmem_seq.memory.governor import Advice, Governor
+from lowmem_seq.memory.plan import Setting, plan_from_json
+from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.training.loop import Training
+from lowmem_seq.training.session import open_training, read_plan
+from lowmem_seq.training.shortage import StartAnew
+from lowmem_seq.training.state import weights_sha256
+from tests.builders import make_run, tiny_config, tiny_plan, train_here
+from tests.memory.builders import FakeReader
+
+SETTINGS = ("recipe.effective_batch=8", "steps=6", "recipe.ema_decay=0.9", "augmentation.mixup=0.3")
+SHRINK, GROW = Advice("shrink", "somebody opened a browser"), Advice("grow", "memory was calm")
+
+
+class Script(Governor):
+    """Advises what a test says, at the n-th look."""
+
+    def __init__(self, advices: dict[int, Advice]) -> None:
+        super().__init__(FakeReader(), 1, 10**12)
+        self._advices, self.looks = advices, 0
+        self.offers: list[int | None] = []
+        self.heard: list[str] = []
+
+    def look(self, bytes_to_grow: int | None) -> Advice | None:
+        self.looks += 1
+        self.offers.append(bytes_to_grow)
+        return self._advices.get(self.looks)
+
+    def changed(self, advice: Advice) -> None:
+        self.heard.append(advice.what)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_pack: Pack) -> RunFolder:
+    """Six steps of eight images, four at once."""
+    run = make_run(tmp_path / "run", tiny_pack, tiny_config(*SETTINGS))
+    write_json(run.plan_file, tiny_plan(4).to_json())
+    return run
+
+
+def trained(run: RunFolder, advices: dict[int, Advice]) -> Training:
+    """Train with this advice, to the end."""
+    training = opened(run, advices)
+    assert training.go()
+    return training
+
+
+def opened(run: RunFolder, advices: dict[int, Advice]) -> Training:
+    return open_training(run, read_plan(run), Channel(listen=False), Script(advices))
+
+
+def changes(run: RunFolder) -> list[Event]:
+    return [event for event in run.events if event["event"] == "setting_changed"]
+
+
+def digest(training: Training) -> tuple[str, str]:
+    return weights_sha256(training.state.parameters), weights_sha256(training.state.optimizer.state())
+
+
+def test_to_shrink_the_step_under_way_is_dropped_and_done_again_smaller(run: RunFolder, tmp_path: Path) -> None:
+    training = trained(run, {4: SHRINK})  # at the second micro-batch of the second step
+    (change,) = changes(run)
+    del change["time_unix_seconds"]
+    assert change == {
+        "event": "setting_changed",
+        "step": 1,
+        **{"micro_batch_before": 4, "workers_before": 1, "recomputed_layers_before": 0},
+        **{"micro_batch": 2, "workers": 1, "recomputed_layers": 0},
+        "cause": "somebody opened a browser",
+    }
+    looks = 2 + 2 + 5 * 4  # whole, dropped, and five in four
+    assert isinstance(training.setting.governor, Script)
+    assert training.setting.governor.looks == looks
+    assert read_plan(run).setting == Setting(2, 1)
+    assert read_plan(run).chosen == Setting(4, 1)
+    assert differences(run.path, replay(run, tmp_path / "replayed")) == []
+
+
+def test_a_change_before_the_first_micro_batch_gives_the_bits_of_that_size_throughout(
+    run: RunFolder, tmp_path: Path, tiny_pack: Pack
+) -> None:
+    other = make_run(tmp_path / "other", tiny_pack, tiny_config(*SETTINGS))
+    write_json(other.plan_file, tiny_plan(2).to_json())
+    assert digest(trained(run, {1: SHRINK})) == digest(train_here(other))
+
+
+def test_another_size_changes_nothing_but_rounding(run: RunFolder, tmp_path: Path, tiny_pack: Pack) -> None:
+    other = make_run(tmp_path / "other", tiny_pack, tiny_config(*SETTINGS))
+    ours, theirs = trained(run, {6: SHRINK}), trained(other, {})
+    for name, value in ours.state.parameters.items():
+        torch.testing.assert_close(value, theirs.state.parameters[name], rtol=1e-4, atol=1e-5)
+
+
+def test_to_grow_waits_for_the_next_step_and_goes_the_way_back(run: RunFolder, tmp_path: Path) -> None:
+    training = trained(run, {1: SHRINK, 2: SHRINK, 4: GROW, 12: GROW})
+    sizes = [(event["step"], event["micro_batch_before"], event["micro_batch"]) for event in changes(run)]
+    assert sizes == [(0, 4, 2), (0, 2, 1), (1, 1, 2), (2, 2, 4)]
+    governor = training.setting.governor
+    assert isinstance(governor, Script)
+    assert governor.heard == ["shrink", "shrink", "grow", "grow"]
+    assert governor.offers[0] is None  # there is nothing larger than the choice
+    assert governor.offers[1] is not None
+    assert governor.offers[-1] is None
+    assert differences(run.path, replay(run, tmp_path / "replayed")) == []
+
+
+def test_a_shortage_in_the_step_before_the_run_grows_makes_it_smaller_instead(run: RunFolder) -> None:
+    trained(run, {1: SHRINK, 3: GROW, 4: SHRINK})
+    sizes = [(event["step"], event["micro_batch_before"], event["micro_batch"]) for event in changes(run)]
+    assert sizes == [(0, 4, 2), (0, 2, 1)]
+
+
+def test_a_run_that_goes_on_small_grows_to_what_was_chosen(run: RunFolder) -> None:
+    small = replace(tiny_plan(4), micro_batch=1)
+    write_json(run.plan_file, small.to_json())
+    trained(run, {1: GROW})
+    assert [(event["micro_batch_before"], event["micro_batch"]) for event in changes(run)] == [(1, 4)]
+
+
+def test_where_nothing_smaller_is_left_the_run_goes_on_and_says_so_once(run: RunFolder) -> None:
+    training = trained(run, {1: SHRINK, 2: SHRINK, 3: SHRINK, 4: SHRINK, 9: SHRINK, 12: SHRINK})
+    smallest = Setting(1, 1, recomputed_layers=training.plan.layers)
+    assert training.plan.setting == smallest
+    kept = [event for event in run.events if event["event"] == "setting_kept"]
+    assert [event["cause"] for event in kept] == [
+        "somebody opened a browser, and nothing smaller is left to compute with"
+    ]
+
+
+def test_layers_are_computed_twice_where_the_plan_says_so(run: RunFolder) -> None:
+    plan = replace(tiny_plan(4), recomputed_layers=2, chosen=Setting(4, 1, 2), layers=2)
+    plain = digest(trained(run, {}))
+    write_json(run.plan_file, plan.to_json())
+    again = open_training(run, read_plan(run), Channel(listen=False), Script({}))
+    assert [worker.model.recomputed_layers for worker in again.workers.all] == [2]
+    assert again.go()
+    assert digest(again) == plain
+
+
+def test_workers_and_threads_follow_the_setting(run: RunFolder) -> None:
+    two = replace(tiny_plan(4), workers=2, chosen=Setting(4, 2), threads=1)
+    write_json(run.plan_file, two.to_json())
+    training = opened(run, {})
+    assert training.workers.count == 2
+    training.setting.take(two.with_setting(Setting(4, 1)))
+    assert (training.workers.count, torch.get_num_threads()) == (1, 2)
+
+
+def test_advice_to_start_anew_ends_the_process_with_its_step_dropped(run: RunFolder) -> None:
+    training = opened(run, {4: Advice("restart", "memory grows by 1.00 MB a step")})
+    with pytest.raises(StartAnew, match="memory grows by"):
+        training.go()
+    assert training.state.counters.step == 1
+    assert training.state.is_whole
+
+
+def test_a_replay_changes_where_the_run_did(run: RunFolder) -> None:
+    trained(run, {4: SHRINK})
+    settings = settings_of(run)
+    assert (settings.after, settings.from_step) == ({0: Setting(4, 1)}, {1: Setting(2, 1)})
+    run.events.append("session_started", step=1, micro_batch=3, workers=2, recomputed_layers=0)
+    settings = settings_of(run)
+    assert (settings.after, settings.from_step) == ({0: Setting(4, 1), 1: Setting(3, 2)}, {})
+    assert issubclass(Replay, Training)
+
+
+def test_a_plan_that_was_made_smaller_is_what_a_resume_reads(run: RunFolder) -> None:
+    trained(run, {1: SHRINK})
+    stored = run.read_json(run.plan_file)
+    assert stored is not None
+    assert plan_from_json(stored).setting == Setting(2, 1)
