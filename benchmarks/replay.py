@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kills import copy_before_first_step
+from benchmarks.kills import copy_before_first_step, digests, figures
 from lowmem_seq.channel import Channel
 from lowmem_seq.memory.governor import SilentGovernor
 from lowmem_seq.memory.plan import Setting
@@ -67,6 +67,18 @@ class Replay(Training):
         if change is not None:
             self.setting.take(self.plan.with_setting(change))
         return super().train_step()
+
+
+def differences_from_replay(run: Path, replayed: Path) -> list[str]:
+    """Return the files and figures of a finished run that are not those of its replay.
+
+    Of a figure that was measured twice, by two processes with different settings, the last one counts: a replay
+    measures once.
+    """
+    ours, theirs = ({key: told[-1] for key, told in figures(path).items()} for path in (run, replayed))
+    differing = [str(key) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)]
+    files, copies = digests(run), digests(replayed)
+    return sorted([*differing, *(name for name in {*files, *copies} if files.get(name) != copies.get(name))])
 
 
 def replay(run: RunFolder, to: Path) -> Path:

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import KEEP_THE_STEP, PHASES
-from benchmarks.kills import PROGRAM, copy_before_first_step, differences
+from benchmarks.kills import PROGRAM, copy_before_first_step
 from benchmarks.page import ROOT, commit, describe_machine, machine, put_between_marks
+from benchmarks.replay import differences_from_replay
 from benchmarks.soak import SOAKED, train_undisturbed
 from lowmem_seq.files import make_folder, read_json, write_json
 from lowmem_seq.runs.folder import RunFolder
@@ -79,7 +80,7 @@ def train_with_faults(run: RunFolder, faults: list[str], folder: Path) -> Outcom
     outcome.failures += [f"{fault} did not strike" for fault in faults if fault not in struck]
     _look_at_losses(run, outcome)
     replayed = _replay_elsewhere(run, folder / "replayed")
-    outcome.failures += [f"differs from its replay: {name}" for name in differences(run.path, replayed)]
+    outcome.failures += [f"differs from its replay: {name}" for name in differences_from_replay(run.path, replayed)]
     return outcome
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.kills import differences
-from benchmarks.replay import Replay, replay, settings_of
+from benchmarks.replay import Replay, differences_from_replay, replay, settings_of
 from lowmem_seq.channel import Channel
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
@@ -176,6 +176,21 @@ def test_a_replay_changes_where_the_run_did(run: RunFolder) -> None:
     settings = settings_of(run)
     assert (settings.after, settings.from_step) == ({0: Setting(4, 1), 1: Setting(3, 2)}, {})
     assert issubclass(Replay, Training)
+
+
+def test_a_difference_from_a_replay_is_found_and_of_two_measurements_the_last_counts(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    trained(run, {})
+    replayed = replay(run, tmp_path / "replayed")
+    assert differences_from_replay(run.path, replayed) == []
+    validation = next(event for event in RunFolder(replayed).events if event["event"] == "validation")
+    step, kept = validation["step"], {key: validation[key] for key in ("step", "epoch", "val_loss", "val_accuracy")}
+    run.events.append("validation", **kept | {"val_loss": 9.0})
+    assert differences_from_replay(run.path, replayed) == [f"('validation', {step})"]
+    weights = replayed / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "final weights" in differences_from_replay(run.path, replayed)
 
 
 def test_a_plan_that_was_made_smaller_is_what_a_resume_reads(run: RunFolder) -> None:
