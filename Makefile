@@ -2,15 +2,15 @@
 # make test   the tests that fit into a few minutes
 # make check  format, lint, types, and which room may import which
 # make results CIFAR10=PATH   the figures of docs/results.md, from a zip or folder train/CLASS + test/CLASS
-# make soak   kill short runs a thousand times: a piece of under half an hour; repeat it until all is done
+# make soak   kill runs a thousand times, let memory run out, watch the cap: a piece of about half an hour; repeat it
 # make peers  timm, apart from the environment, for the parity tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers
-# of each of the two parts of a piece of `make soak`
-MINUTES ?= 12
+# of each of the four parts of a piece of `make soak`; a part that is done takes none
+MINUTES ?= 8
 # Linux: torch's own index has builds without CUDA (0.2 GB instead of 5). Elsewhere the default index has them.
 TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -37,6 +37,8 @@ results: $(VENV)/.installed
 soak: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.soak --preset tiny --kills 700 --minutes $(MINUTES)
 	$(BIN)/python -m benchmarks.soak --preset small --kills 300 --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.shortages --failures 100 --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.caps --minutes $(MINUTES)
 
 peers: $(PEERS)/.installed
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.kills import copy_before_first_step, digests, figures
 from lowmem_seq.channel import Channel
@@ -18,36 +17,37 @@ from lowmem_seq.memory.governor import SilentGovernor
 from lowmem_seq.memory.plan import Setting
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.training.evaluation import Evaluation
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training, read_plan
 
 
 @dataclass
 class Settings:
-    """What a run was computed with."""
+    """What a run was computed with; of what was done twice, the last time counts."""
 
-    after: dict[int, Setting] = field(default_factory=dict)
-    """By step: from the evaluation of that step on, because a trainer began there."""
-    from_step: dict[int, Setting] = field(default_factory=dict)
-    """By step: from the computation of the step after that one on, because the trainer changed."""
+    steps: dict[int, Setting] = field(default_factory=dict)
+    """From the step after this one on."""
+    validations: dict[int, Setting] = field(default_factory=dict)
+    """By step."""
+    test: Setting | None = None
 
 
 def settings_of(run: RunFolder) -> Settings:
-    """Return the settings of the steps that count; those that were done again count as they were the last time."""
+    """Return the settings of a run, as its events tell them."""
     settings = Settings()
+    now: Setting | None = None
     for event in run.events:
-        if event["event"] == "session_started":
-            for before in (settings.after, settings.from_step):
-                for step in [step for step in before if step >= event["step"]]:
-                    del before[step]
-            settings.after[event["step"]] = _setting(event)
-        elif event["event"] == "setting_changed" and "step" in event:
-            settings.from_step[event["step"]] = _setting(event)
+        kind = event["event"]
+        if kind == "session_started" or (kind == "setting_changed" and "step" in event):
+            now = Setting(event["micro_batch"], event["workers"], event["recomputed_layers"])
+            settings.steps = {step: setting for step, setting in settings.steps.items() if step < event["step"]}
+            settings.steps[event["step"]] = now
+        elif kind == "validation" and now is not None:
+            settings.validations[event["step"]] = now
+        elif kind == "test":
+            settings.test = now
     return settings
-
-
-def _setting(event: dict[str, Any]) -> Setting:
-    return Setting(event["micro_batch"], event["workers"], event["recomputed_layers"])
 
 
 class Replay(Training):
@@ -55,18 +55,27 @@ class Replay(Training):
 
     settings: Settings
 
-    def validation_is_due(self, step: int) -> bool:
-        """The first thing that is asked after each step."""
-        if step in self.settings.after:
-            self.setting.take(self.plan.with_setting(self.settings.after[step]))
-        return super().validation_is_due(step)
-
     def train_step(self) -> bool:
         """See Training."""
-        change = self.settings.from_step.get(self.state.counters.step)
-        if change is not None:
-            self.setting.take(self.plan.with_setting(change))
+        self._take(self.settings.steps.get(self.state.counters.step))
         return super().train_step()
+
+    def validate(self) -> Evaluation | None:
+        """See Training; the step after it has its own setting."""
+        before = self.plan.setting
+        self._take(self.settings.validations.get(self.state.counters.step))
+        result = super().validate()
+        self._take(before)
+        return result
+
+    def test(self) -> bool:
+        """See Training."""
+        self._take(self.settings.test)
+        return super().test()
+
+    def _take(self, setting: Setting | None) -> None:
+        if setting is not None:
+            self.setting.take(self.plan.with_setting(setting))
 
 
 def differences_from_replay(run: Path, replayed: Path) -> list[str]:

@@ -17,6 +17,8 @@ import sys
 from typing import Any, Protocol
 
 MOST_RESERVE_BYTES = 16 * 10**6
+MOST_RESERVE = 0.015
+"""Share of what the process may hold."""
 
 
 class Limit(Protocol):
@@ -138,8 +140,8 @@ class NoLimit:
 def data_limit_bytes(data_bytes: int, held_bytes: int, room_bytes: int) -> int:
     """Return the bound on a data segment: what it has, and what the cap still allows beyond what is resident.
 
-    A reserve of half that room, and of 16 MB at the most, is kept back: file pages that are first touched later
-    (the test, the final weights) count as resident and not as data.
+    A reserve of half that room is kept back, of 16 MB or 1.5 % of what may be held at the most: file pages that are
+    first touched later (the test, the final weights) count as resident and not as data.
 
     Args:
         data_bytes: the data segment, as RLIMIT_DATA counts it.
@@ -147,7 +149,7 @@ def data_limit_bytes(data_bytes: int, held_bytes: int, room_bytes: int) -> int:
         room_bytes: what the process may hold.
     """
     room_left = max(0, room_bytes - held_bytes)
-    return data_bytes + room_left - min(MOST_RESERVE_BYTES, room_left // 2)
+    return data_bytes + room_left - min(MOST_RESERVE_BYTES, int(MOST_RESERVE * room_bytes), room_left // 2)
 
 
 def system_limit(platform: str = sys.platform) -> Limit:

@@ -6,13 +6,14 @@ the governor may take a smaller setting for a while, and `chosen` is what it gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lowmem_seq.errors import UsageError
 from lowmem_seq.memory.environment import ALLOCATORS, VARIABLES, told_allocator
 from lowmem_seq.memory.footprint import Footprint
+from lowmem_seq.memory.prediction import predict_bytes
 
 FORMAT_VERSION = 2
 MOST_WORKERS = 4
@@ -112,28 +113,47 @@ def threads_each(workers: int, cores: int) -> int:
     return max(1, cores // workers)
 
 
-def smaller(plan: Plan) -> Plan | None:
+def smaller(plan: Plan, at_any_rate: bool = False) -> Plan | None:
     """Return the plan with the next setting that needs clearly less memory, or None where nothing is left.
 
     That is the fastest of the measured ones; where none was measured, half the micro-batch, then, at one image, all
     layers recomputed, then one worker.
+
+    Args:
+        plan: what is in force.
+        at_any_rate: whether settings count of which nobody knows what they need, as the present one can't go on.
     """
     now = plan.setting
     measured = [point for point in plan.measurements if point.allocator == plan.allocator]
     peaks = highest_peaks(measured)
-    present = peaks.get(now)
+    present = peaks.get(now, None if at_any_rate else _expected_bytes(plan, peaks, now))
     if present is None:  # it was reached by halving: it needs no more than any that it is smaller than
         present = min((peak for setting, peak in peaks.items() if _asks_less(now, setting)), default=None)
 
     def is_less(setting: Setting) -> bool:
+        if at_any_rate and setting not in peaks:
+            return True
         if present is None:
-            return setting not in peaks or _asks_less(setting, now)
-        return setting not in peaks or peaks[setting] < CLEARLY_LESS * present
+            return at_any_rate and _asks_less(setting, now)
+        needed = peaks.get(setting, _expected_bytes(plan, peaks, setting))
+        return needed is not None and needed < CLEARLY_LESS * present
 
     less = [point for point in measured if is_less(point.setting) and point.setting != now]
     if less:
         return plan.with_setting(max(less, key=lambda point: point.images_per_second).setting)
     return next((plan.with_setting(setting) for setting in _steps_down(now, plan.layers) if is_less(setting)), None)
+
+
+def _expected_bytes(plan: Plan, peaks: Mapping[Setting, int], setting: Setting) -> int | None:
+    """Return the peak to expect at another micro-batch; None where this way to compute was never measured."""
+    way = {
+        one.micro_batch: peak
+        for one, peak in peaks.items()
+        if (one.workers, one.recomputed_layers) == (setting.workers, setting.recomputed_layers)
+    }
+    kept = plan.footprint
+    floor = kept.total_bytes - kept.activations_bytes - kept.data_bytes - kept.supervisor_bytes
+    return predict_bytes(way, setting.micro_batch, floor) if way else None
 
 
 def _steps_down(now: Setting, layers: int) -> Iterator[Setting]:

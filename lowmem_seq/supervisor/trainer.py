@@ -156,7 +156,7 @@ def _smaller(run: RunFolder, plan: Plan, ending: Ending) -> Plan:
     """
     stored = run.read_json(run.plan_file)
     plan = plan if stored is None else plan_from_json(stored)  # the trainer may have made it smaller already
-    less = smaller(plan)
+    less = smaller(plan, at_any_rate=True)
     if less is None:
         if not ending.plan_was_at_fault:
             return plan

@@ -167,6 +167,14 @@ def test_a_run_grows_back_after_calm_where_there_is_room(world: World) -> None:
     assert world.look(1.0, bytes_to_grow=ROOMY.available_bytes) is None
 
 
+def test_what_this_process_takes_at_its_peak_is_not_left_on_the_machine(world: World) -> None:
+    world.reader.memory = left(0.08)
+    world.reader.hold(400_000_000, peak=600_000_000)
+    assert world.look() is None
+    world.reader.hold(400_000_000, peak=700_000_000)
+    assert world.look() == Advice("shrink", "only 500 MB are left on this machine")
+
+
 def test_calm_is_counted_from_the_last_shortage(world: World) -> None:
     world.look(CALM_SECONDS)
     world.reader.memory = left(0.04)
@@ -199,7 +207,7 @@ def test_who_grew_too_much_waits_twice_as_long_before_the_next_time(
 
 def test_a_leak_is_told_of_once_and_near_the_cap_the_process_is_to_be_replaced(world: World) -> None:
     told = []
-    while world.reader.held[PID] < 0.97 * ROOM:
+    while world.reader.held[PID] < 0.96 * ROOM:
         world.now += 1.0
         world.reader.hold(world.reader.held[PID] + 10**6)
         words = world.governor.step_ended(10**5)
@@ -234,7 +242,7 @@ class FakeLimit:
 @pytest.mark.parametrize(
     ("data", "held", "limit"),
     [
-        (900_000_000, 400_000_000, [900_000_000 + 600_000_000 - 16_000_000]),
+        (900_000_000, 400_000_000, [900_000_000 + 600_000_000 - 15_000_000]),
         (900_000_000, 990_000_000, [900_000_000 + 10_000_000 - 5_000_000]),
         (900_000_000, ROOM + 1, [900_000_000]),
         (None, 400_000_000, []),

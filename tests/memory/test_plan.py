@@ -253,7 +253,7 @@ def test_the_next_smaller_setting_is_the_fastest_measured_that_needs_clearly_les
 def test_the_highest_peak_of_several_measurements_counts() -> None:
     now, less = Setting(8, 1), Setting(4, 1)
     plan = plan_with(now, measured(now, 1000, 9.0), measured(less, 700, 8.0), measured(less, 960, 8.0))
-    halved = smaller(plan)
+    halved = smaller(plan, at_any_rate=True)
     assert halved is not None
     assert halved.setting == Setting(2, 1)  # 960 is not clearly less than 1000, so half of the half
     other = smaller(plan_with(now, measured(now, 1000, 9.0), measured(Setting(3, 1), 919, 1.0)))
@@ -266,12 +266,12 @@ def test_without_measurements_sizes_are_halved_then_layers_recomputed_then_worke
     seen = []
     while plan is not None:
         seen.append(plan.setting)
-        plan = smaller(plan)
+        plan = smaller(plan, at_any_rate=True)
     assert seen == [Setting(5, 2), Setting(2, 2), Setting(1, 2), Setting(1, 2, 7), Setting(1, 1, 7)]
 
 
 def test_a_model_whose_layers_are_not_known_is_not_recomputed() -> None:
-    assert smaller(plan_with(Setting(1, 1), layers=0)) is None
+    assert smaller(plan_with(Setting(1, 1), layers=0), at_any_rate=True) is None
 
 
 def test_from_a_setting_that_nobody_measured_only_what_is_smaller_in_all_is_taken() -> None:
@@ -281,7 +281,7 @@ def test_from_a_setting_that_nobody_measured_only_what_is_smaller_in_all_is_take
         measured(Setting(4, 2, 0), 100, 8.0),  # keeps more layers
         measured(Setting(4, 2, 3), 100, 7.0),
     )
-    less = smaller(plan)
+    less = smaller(plan, at_any_rate=True)
     assert less is not None
     assert less.setting == Setting(4, 2, 3)
 
@@ -289,11 +289,29 @@ def test_from_a_setting_that_nobody_measured_only_what_is_smaller_in_all_is_take
 settings = st.builds(Setting, st.integers(1, 512), st.integers(1, MOST_WORKERS), st.integers(0, 7))
 
 
-@given(settings, st.lists(measurements, max_size=6))
-def test_getting_smaller_comes_to_an_end(now: Setting, points: list[Measurement]) -> None:
+def test_of_what_was_not_measured_only_what_is_expected_to_need_clearly_less_is_taken() -> None:
+    now, half = Setting(16, 1), measured(Setting(8, 1), 960, 8.0)
+    flat = plan_with(now, measured(now, 1000, 9.0), half)  # 5 an image: 920 for none at all
+    assert smaller(flat) is None
+    steep = plan_with(now, measured(now, 1000, 9.0), measured(Setting(12, 1), 930, 8.0))  # 17.5 an image
+    less = smaller(steep)
+    assert less is not None
+    assert less.setting == Setting(8, 1)
+    least = smaller(less)  # from 860, which nobody measured, to 790
+    assert least is not None
+    assert least.setting == Setting(4, 1)
+
+
+def test_where_nothing_is_known_of_the_present_setting_it_is_kept() -> None:
+    assert smaller(plan_with(Setting(8, 2, 3), measured(Setting(16, 1), 100, 9.0))) is None
+    assert smaller(plan_with(Setting(8, 2, 3))) is None
+
+
+@given(settings, st.lists(measurements, max_size=6), st.booleans())
+def test_getting_smaller_comes_to_an_end(now: Setting, points: list[Measurement], at_any_rate: bool) -> None:
     plan: Plan | None = replace(plan_with(now, *points), allocator="lean")
     for _ in range(60):
-        following = smaller(plan) if plan is not None else None
+        following = smaller(plan, at_any_rate) if plan is not None else None
         if following is None:
             return
         assert plan is not None

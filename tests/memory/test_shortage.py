@@ -50,7 +50,7 @@ def test_where_the_state_is_whole_the_last_complete_step_is_saved_and_none_is_do
     told, starts = ends_and_starts(run)
     assert told == [(3, True), (12, True), (22, True), (40, True)]
     assert starts == [0, 3, 12, 22, 40]
-    sizes = {step: setting.micro_batch for step, setting in settings_of(run).after.items()}
+    sizes = {step: setting.micro_batch for step, setting in settings_of(run).steps.items()}
     assert sizes == {0: 16, 3: 8, 12: 4, 22: 2, 40: 1}
     assert all("can't allocate memory" in event["cause"] for event in events(run.path, "out_of_memory"))
 

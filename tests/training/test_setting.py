@@ -168,13 +168,16 @@ def test_advice_to_start_anew_ends_the_process_with_its_step_dropped(run: RunFol
     assert training.state.is_whole
 
 
-def test_a_replay_changes_where_the_run_did(run: RunFolder) -> None:
+def test_a_replay_knows_what_everything_was_computed_with(run: RunFolder) -> None:
     trained(run, {4: SHRINK})
     settings = settings_of(run)
-    assert (settings.after, settings.from_step) == ({0: Setting(4, 1)}, {1: Setting(2, 1)})
+    assert settings.steps == {0: Setting(4, 1), 1: Setting(2, 1)}
+    assert settings.validations == {5: Setting(2, 1), 6: Setting(2, 1)}
+    assert settings.test == Setting(2, 1)
     run.events.append("session_started", step=1, micro_batch=3, workers=2, recomputed_layers=0)
-    settings = settings_of(run)
-    assert (settings.after, settings.from_step) == ({0: Setting(4, 1), 1: Setting(3, 2)}, {})
+    assert settings_of(run).steps == {0: Setting(4, 1), 1: Setting(3, 2)}
+    run.events.append("validation", step=6)
+    assert settings_of(run).validations == {5: Setting(2, 1), 6: Setting(3, 2)}
     assert issubclass(Replay, Training)
 
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.groups import Group, available, small_machine
+from lowmem_seq.memory.governor import SHORT
+from tests.sessions import Session, events, python_with, wait_until
+
+NO_GROUPS = available() if sys.platform == "linux" else "control groups are known to Linux only"
+pytestmark = [pytest.mark.skipif(NO_GROUPS is not None, reason=str(NO_GROUPS)), pytest.mark.slow]
+MACHINE_BYTES, CAP = 1_300_000_000, "1GB"
+LEFT_BYTES = 40_000_000
+"""Half of what must stay free on such a machine."""
+SECONDS_TO_SHRINK = 3.0
+"""A look every 0.25 s, a micro-batch of some tenths, and plan.json, while other programs keep the cores busy."""
+SECONDS_LOOKED_AT = 1.5
+"""More than a step of Small; memory goes up and down within a step."""
+SECONDS_OF_CALM = 3.0
+CALM_COMES_SOON = f"import lowmem_seq.memory.governor as governor; governor.CALM_SECONDS = {SECONDS_OF_CALM}"
+TRAIN = (
+    *("train", "small", "--data", "shapes", "--max-ram", CAP, "--effective-batch", "128", "--epochs", "1000"),
+    *("--micro-batch", "128", "--set", "recipe.evaluate_every_epochs=1000", "--run-dir", "run"),
+)
+"""One micro-batch a step holds some 700 MB, of which most can be given back."""
+TAKES_MEMORY = """
+import sys
+held = bytearray(b"x") * int(sys.stdin.readline())
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+class Browser:
+    """Another process in a group, which takes memory in one go and keeps it until it ends."""
+
+    def __init__(self, group: Group) -> None:
+        command = [sys.executable, "-c", TAKES_MEMORY]
+        self.process = group.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="ascii")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def take(self, size_bytes: int) -> None:
+        """Return as soon as it holds so much more."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(size_bytes, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "\n"
+
+    def __exit__(self, *error: object) -> None:
+        self.process.communicate()
+
+
+def highest_bytes(group: Group) -> int:
+    """The most anonymous memory that a group holds in a while."""
+    until, highest = time.monotonic() + SECONDS_LOOKED_AT, 0
+    while time.monotonic() < until:
+        highest = max(highest, group.anonymous_bytes())
+        time.sleep(0.001)
+    return highest
+
+
+def changes(run: Path) -> list[dict[str, Any]]:
+    return events(run, "setting_changed")
+
+
+def test_a_run_gives_memory_back_to_who_needs_it_and_takes_it_again_when_it_is_free(tmp_path: Path) -> None:
+    run, path = tmp_path / "run", tmp_path / "path"
+    path.mkdir()
+    with (
+        small_machine(MACHINE_BYTES) as group,
+        Session(*TRAIN, cwd=tmp_path, PYTHONPATH=python_with(CALM_COMES_SOON, folder=path)) as session,
+    ):
+        group.take_in(session.process.pid)
+        wait_until(lambda: run.exists() and events(run, "train"), "the first steps")
+        (started,) = events(run, "session_started")
+        with Browser(group) as browser:
+            before = highest_bytes(group)
+            taken = MACHINE_BYTES - LEFT_BYTES - before
+            browser.take(taken)
+            taken_at = time.time()
+            wait_until(lambda: changes(run), "a smaller setting")
+            change = changes(run)[0]
+            assert change["time_unix_seconds"] - taken_at < SECONDS_TO_SHRINK
+            assert change["cause"].endswith("are left on this machine")
+            assert (change["micro_batch_before"], change["workers_before"]) == (128, started["workers"])
+            time.sleep(SECONDS_TO_SHRINK)
+            after = highest_bytes(group) - taken
+            assert after < before - 30_000_000
+            assert taken + after < (1 - SHORT) * MACHINE_BYTES
+            shrunk = len(changes(run))
+        wait_until(lambda: len(changes(run)) > shrunk, "the old setting")
+        grown = changes(run)[shrunk]
+        assert grown["cause"].startswith("memory was calm for")
+        setting = ("micro_batch", "workers", "recomputed_layers")
+        assert [grown[key] for key in setting] == [changes(run)[shrunk - 1][f"{key}_before"] for key in setting]
+        session.stopped()
+        assert group.oom_kills() == 0
+    assert not events(run, "out_of_memory")
+    assert not events(run, "trainer_restarted")
