@@ -19,8 +19,8 @@ from lowmem_seq.memory.readings import MachineMemory, MemoryReader
 from lowmem_seq.units import format_bytes
 
 NEAR_CAP = 0.965
-"""Share of what the trainer may hold from which memory is given back: above the 0.95 that plans aim at, and below the
-system's limit, which must never be met (limit.py: 0.985 at the least)."""
+"""Share of what the trainer may hold from which memory is given back: above the 0.95 that plans aim at, and below
+the system's limit, which must never be met (limit.py: 0.985 at the least)."""
 GROWTH = 1.01
 """What an allocator keeps after a change to something smaller is not held against it; what grows past this is."""
 SHORT = 0.06
