@@ -39,6 +39,8 @@ SECONDS_FOR_SMALL_IMAGES = 20.0
 SECONDS_FOR_LARGE_IMAGES = 60.0
 SHORTEST_CHILD_SECONDS = (4.0, 10.0)
 """A child that has less time left than this would hardly measure anything, for small and for large images."""
+LOADING_SAMPLE_SECONDS = 0.01
+"""How often a child is looked at that loads its libraries and has no limit of its own yet."""
 SUPERVISOR_GROWTH_BYTES = 4 * 10**6
 """What the supervisor may come to hold beside what it holds when it plans: its display, and what it reads later."""
 ROUND_BYTES = 10**7
@@ -139,17 +141,23 @@ class Planner:
             "lowmem_seq.training.probe", str(self._run.path), *told, environment=environment, log=self._run.log_file
         )
         under_way: Message | None = None
-        short = False
+        short = too_large = False
+        loads = self._known.facts is None  # and bounds itself afterwards
         with self._stops.ending(child, at=1):
-            for message in child.messages(SAMPLE_SECONDS):
+            for message in child.messages(LOADING_SAMPLE_SECONDS if loads else SAMPLE_SECONDS):
                 held = self._reader.held_bytes(child.process.pid) + self._others_bytes
                 if held > self._cap_bytes and is_short_of_memory():
                     short = True
+                    child.kill()
+                elif held > self._cap_bytes and only is None and self._known.facts is None:
+                    too_large = True
                     child.kill()
                 if message is not None:
                     under_way = self._take_in(message, under_way)
             code = child.wait()
         self._stops.raise_if_any()
+        if too_large:
+            return
         self._machine_was_short = self._machine_was_short or short or child.was_killed(code)
         if code == 0 or short or (only is not None and child.was_killed(code)):
             return
@@ -191,7 +199,10 @@ class Planner:
         Raises:
             CapTooSmallError: always.
         """
-        facts, allocator = self._known.facts, self._allocators[-1]
+        allocator = self._allocators[-1]
+        if self._known.facts is None and not self._machine_was_short:  # not even the libraries fit
+            self._run_child(allocator, Setting(self._config.machine.micro_batch or 1, 1))
+        facts = self._known.facts
         for setting in make_space(self._config, facts, self._allocators).least if facts is not None else ():
             if not self._measured(setting, allocator) and not self._machine_was_short:
                 self._run_child(allocator, setting)

@@ -100,6 +100,10 @@ class FakeChild:
         if world.error is not None:
             self.code = UsageError.exit_code
             return
+        yield None
+        if self.killed:
+            self.code = -9
+            return
         yield {"event": "facts", **asdict(FACTS)}
         yield None
         self.known.facts = FACTS
@@ -298,6 +302,14 @@ def test_a_cap_that_can_t_work_is_refused_with_the_smallest_that_would(bench: Be
     assert plan.predicted_peak_bytes <= cap
     with pytest.raises(CapTooSmallError):
         bench.plan(cap - 2 * 10 * MB)
+
+
+def test_a_child_that_passes_the_cap_while_it_loads_is_ended_and_a_cap_named_all_the_same(bench: Bench) -> None:
+    with pytest.raises(CapTooSmallError) as caught:
+        bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
+    assert [child["only"] is None for child in bench.world.children] == [True, False, False]
+    cap = parse_bytes(caught.value.hint.rpartition("--max-ram ")[2])
+    assert bench.plan(cap).plan.predicted_peak_bytes <= cap
 
 
 def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
