@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from lowmem_seq.memory.plan import Setting
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Request, knowledge_from_json
 from lowmem_seq.memory.search import SHARE_OF_BUDGET
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.training.measuring import Probe, cut
+from lowmem_seq.training import measuring
+from lowmem_seq.training.measuring import PeakSampler, Probe, cut
 from lowmem_seq.training.session import open_training, read_plan
 from tests.builders import SECONDS_FOR_A_PROCESS, make_run, names, tiny_config
 
@@ -134,6 +136,27 @@ def probe_in_a_process(run: RunFolder, request: Request, known: Knowledge | None
 
 
 ONE = ("default",)
+
+
+class FixedPeaks(PeakSampler):
+    """Sees a gigabyte, whatever is done."""
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.peak_bytes, self.data_bytes = 1000 * MB, 1100 * MB
+
+
+def test_large_images_get_room_for_what_their_next_steps_add(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "PeakSampler", FixedPeaks)
+    training = open_training(run, read_plan(run), Channel(listen=False))
+    small = Probe(training, 1, math.inf, "default", save_bytes=0).measure(Setting(8, 1))
+    monkeypatch.setattr(measuring, "SMALL_IMAGE", 8)
+    large = Probe(training, 1, math.inf, "default", save_bytes=0).measure(Setting(8, 1))
+    assert (small.peak_bytes, large.peak_bytes) == (1000 * MB, 1080 * MB)
+    if sys.platform == "linux":  # a little was left behind by the first
+        assert large.data_bytes - small.data_bytes == pytest.approx(80 * MB, abs=MB)
 
 
 def test_with_plenty_of_memory_the_whole_search_is_done_by_one_process(run: RunFolder) -> None:
