@@ -69,7 +69,7 @@ class Governor:
         self._limit = limit
         self._mutex = threading.Lock()
         self._leak = LeakWatch(room_bytes, clock)
-        self._tolerated_bytes = 0
+        self._tolerated_bytes = self._old_peak_bytes = 0
         self._tried_releasing = False
         self._swapped_out_bytes: int | None = None
         self._looked_at = self._changed_at = self._calm_since = clock()
@@ -93,7 +93,7 @@ class Governor:
         if not self._tried_releasing:
             self._tried_releasing = True
             self._reader.release()
-            self._reader.reset_peak()
+            self._forget_peak()
             return None
         figures = f"{format_bytes(held)} of {format_bytes(self._room_bytes)}"
         if self._leak.noticed is not None:
@@ -111,6 +111,8 @@ class Governor:
             self._calm_since = now
             return Advice("shrink", shortage)
         if bytes_to_grow is None or now - self._calm_since < self._calm_seconds:
+            return None
+        if self._held_or_peak() + bytes_to_grow > NEAR_CAP * self._room_bytes:
             return None
         if machine.available_bytes < ENOUGH * short_bytes(machine) + bytes_to_grow:
             return None
@@ -139,19 +141,20 @@ class Governor:
             return f"tasks of the machine wait for memory {machine.pressure:.0%} of the time, and {left}"
         return None
 
-    def changed(self, advice: Advice) -> None:
-        """Hear that the advice was taken, or that there is nothing smaller to change to."""
+    def changed(self, advice: Advice, has_changed: bool = True) -> None:
+        """Hear that the advice was taken, or, without `has_changed`, that there is nothing smaller to change to."""
         with self._mutex:
-            if advice.what == "shrink" and self._grew:
+            if advice.what == "shrink" and self._grew and self._clock() - self._changed_at < self._calm_seconds:
                 self._calm_seconds = min(2 * self._calm_seconds, LONGEST_CALM_SECONDS)
             self._grew = advice.what == "grow"
             self._reader.release()
-            self._reader.reset_peak()
+            self._forget_peak()
             self._changed_at = self._calm_since = self._clock()
             self._tolerated_bytes = self._reader.held_bytes(self._pid) if advice.what == "shrink" else 0
             self._tried_releasing = False
             self._leak.start_anew()
-            self._move_limit()
+            if has_changed:
+                self._move_limit()
 
     def _move_limit(self) -> None:
         """Set the bound on the data segment from what it is now.
@@ -169,7 +172,12 @@ class Governor:
             return self._leak.step_ended(self._reader.held_bytes(self._pid), steps_left)
 
     def _held_or_peak(self) -> int:
-        return max(self._reader.held_bytes(self._pid), self._reader.peak_bytes(self._pid) or 0)
+        held, peak = self._reader.held_bytes(self._pid), self._reader.peak_bytes(self._pid) or 0
+        return max(held, peak if peak > self._old_peak_bytes else 0)
+
+    def _forget_peak(self) -> None:
+        """Begin a new peak; where the system keeps one for good, only a higher one counts from now on."""
+        self._old_peak_bytes = 0 if self._reader.reset_peak() else self._reader.peak_bytes(self._pid) or 0
 
 
 class SilentGovernor(Governor):

@@ -18,7 +18,9 @@ from lowmem_seq.memory.prediction import predict_bytes
 FORMAT_VERSION = 2
 MOST_WORKERS = 4
 """More workers than this have too small a share of a batch of 128 to be fast. A divisor of the cores is taken."""
-LARGEST_AMOUNT = 2**63 - 1
+LARGEST_AMOUNT = 2**60
+LEAST_LIMIT_BYTES = 64 * 10**6
+"""Of the data segment: no torch loads in less."""
 MOST = {
     **{"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "recomputed_layers": 10**4, "layers": 10**4},
     **{"cap_bytes": LARGEST_AMOUNT},
@@ -86,6 +88,8 @@ class Plan:
     predicted_peak_bytes: int
     """Of all processes of the run."""
     predicted_images_per_second: float
+    planned_for: str = ""
+    """The machine and the torch that it was measured on; empty where that is not known."""
     layers: int = 0
     """How many layers can be recomputed; 0 where that is not known."""
     footprint: Footprint = field(default_factory=Footprint)
@@ -248,6 +252,10 @@ def _checked(plan: Plan) -> Plan:
     require_amounts(plan.footprint, *(one.name for one in fields(Footprint)))
     if plan.data_limit_bytes is not None:
         require_amounts(plan, "data_limit_bytes")
+        if plan.data_limit_bytes < LEAST_LIMIT_BYTES:
+            raise ValueError(f"data_limit_bytes is {plan.data_limit_bytes}")
+    if not isinstance(plan.planned_for, str):
+        raise ValueError(f"planned_for is {plan.planned_for!r}")
     if plan.device not in ("cpu", "mps", "cuda") or plan.precision not in ("fp32", "bf16"):
         raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
     if plan.cap_source not in ("given", "machine"):

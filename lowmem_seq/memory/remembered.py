@@ -28,6 +28,9 @@ SAME = 0.1
 HARDLY_MORE = 1.01
 """What did not fit is not tried again with a budget that is larger by this: supervisors differ by as much."""
 MOST_FACTS = {"layers": 10**4, "image_size": 1024}
+MOST_WRITTEN = 40
+"""Of each kind, the newest: what is remembered goes to a child on its command line, which Windows bounds at 32,767
+characters, some 170 measurements."""
 MOST_REMEMBERED = 1000
 """Measurements that a file may hold; a planning makes some thirty."""
 
@@ -214,6 +217,9 @@ def recall(key: str) -> Knowledge:
 
 def remember(key: str, known: Knowledge) -> None:
     """Write down what is known; a disk that refuses is no reason not to train."""
+    newest = {
+        name: value[-MOST_WRITTEN:] if isinstance(value, list) else value for name, value in known.to_json().items()
+    }
     with contextlib.suppress(OSError):
         make_folder(file_of(key).parent)
-        write_json(file_of(key), known.to_json())
+        write_json(file_of(key), newest)

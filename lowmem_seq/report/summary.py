@@ -130,7 +130,7 @@ def _summarise(run: RunFolder) -> Summary:
         elif kind == "memory":
             summary["tree_bytes"], summary["cap_bytes"] = event.get("tree_bytes"), event.get("cap_bytes")
             summary["peak_tree_bytes"] = max(summary["peak_tree_bytes"] or 0, int(event["peak_tree_bytes"]))
-        elif kind == "setting_changed":
+        elif kind in ("setting_changed", "micro_batch_changed"):  # the second: as releases before wrote it
             summary["micro_batch"] = event.get("micro_batch")
         elif kind == "session_ended":
             summary.update({key: event[key] for key in ("state", "wall_seconds") if key in event})

@@ -50,6 +50,12 @@ def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str
     }
 
 
+def planned_for(described: dict[str, Any]) -> str:
+    """Return the machine and the torch that a plan is measured on; on others it says nothing."""
+    names = ("system", "machine", "processor", "logical_cores", "memory_bytes")
+    return ", ".join(str(one) for one in (*(described[name] for name in names), described["packages"]["torch"]))
+
+
 def describe_environment() -> dict[str, Any]:
     """Return what environment.json holds; a value that is not known is null."""
     return {

@@ -27,7 +27,7 @@ from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Reque
 from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
 from lowmem_seq.memory.space import SMALL_IMAGE, make_space, usable_cores
 from lowmem_seq.memory.tree import is_short_of_memory
-from lowmem_seq.runs.environment import describe_environment
+from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.screen import Screen
@@ -159,10 +159,11 @@ class Planner:
         if too_large:
             return
         self._machine_was_short = self._machine_was_short or short or child.was_killed(code)
-        if code == 0 or short or (only is not None and child.was_killed(code)):
+        without_memory = code == DOES_NOT_FIT or child.ran_out_of_memory or child.was_killed(code)
+        if code == 0 or short or (only is not None and without_memory):
             return
-        met_limit = child.ran_out_of_memory or child.was_killed(code) or died_for_memory(code, limited=True)
-        if under_way is None or only is not None or not (code == DOES_NOT_FIT or met_limit):
+        met_limit = without_memory or died_for_memory(code, limited=True)
+        if under_way is None or only is not None or not met_limit:
             raise child.failure(code, "planner")
         setting = Setting(**{one.name: under_way[one.name] for one in fields(Setting)})
         self._known.unfit.append(Unfit(setting, allocator, self._budget_bytes))
@@ -196,8 +197,10 @@ class Planner:
     def _name_a_cap(self) -> None:
         """Measure what the smallest setting holds, past the cap, and refuse the cap that was given.
 
+        Where that fits after all, it is what is taken.
+
         Raises:
-            CapTooSmallError: always.
+            CapTooSmallError: it doesn't.
         """
         allocator = self._allocators[-1]
         if self._known.facts is None and not self._machine_was_short:  # not even the libraries fit
@@ -206,6 +209,8 @@ class Planner:
         for setting in make_space(self._config, facts, self._allocators).least if facts is not None else ():
             if not self._measured(setting, allocator) and not self._machine_was_short:
                 self._run_child(allocator, setting)
+        if fitting(self._known, self._budget_bytes):  # it was the time that was too short, and not the cap
+            return
         least = min(self._known.points(), key=lambda point: point.peak_bytes, default=None)
         if least is None:
             raise CapTooSmallError(
@@ -214,6 +219,7 @@ class Planner:
                 "close other programs, take smaller images (--image-size) or a smaller preset",
             )
         needed = math.ceil(least.peak_bytes / SHARE_OF_BUDGET) + self._others_bytes
+        needed = max(needed, self._cap_bytes + ROUND_BYTES)
         recomputed = " with every layer recomputed" if least.recomputed_layers else ""
         raise CapTooSmallError(
             f"the cap of {format_bytes(self._cap_bytes)} is too small for this model: micro-batch "
@@ -247,6 +253,7 @@ class Planner:
             data_limit_bytes=data_limit(best, self._budget_bytes) if facts.device == "cpu" else None,
             predicted_peak_bytes=best.peak_bytes + self._others_bytes,
             predicted_images_per_second=best.images_per_second,
+            planned_for=planned_for(describe_environment()),
             layers=facts.layers,
             footprint=make_footprint(facts, best.micro_batch, best.workers, best.peak_bytes, self._others_bytes),
             environment=environment,

@@ -10,6 +10,7 @@ from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError, LowmemSeqError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import Plan, plan_from_json
+from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
 from lowmem_seq.supervisor.planner import make_plan
@@ -70,6 +71,9 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
 
 
 def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, anew: bool) -> Plan:
-    """Return the plan of the run; it is measured where there is none, or where a new one is asked for."""
+    """Return the plan of the run; it is measured where there is none for this machine, or one is asked for anew."""
     stored = None if anew else run.read_json(run.plan_file)
-    return make_plan(run, config, screen, stops).plan if stored is None else plan_from_json(stored)
+    plan = None if stored is None else plan_from_json(stored)
+    if plan is None or plan.planned_for not in ("", planned_for(describe_environment())):
+        return make_plan(run, config, screen, stops).plan
+    return plan

@@ -129,7 +129,7 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
             died=True,
             for_want_of_memory=bool(leaving["for_want_of_memory"]),
             saved=saved,
-            plan_was_at_fault=bool(leaving["near_cap"]),
+            plan_was_at_fault=not leaving["machine_is_short"],
         )
     met_limit = child.ran_out_of_memory or died_for_memory(code, limited)
     short = met_limit or (child.was_killed(code) and watch.machine_is_short)

@@ -18,7 +18,7 @@ from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.shortage import StartAnew, leave
 
-if TYPE_CHECKING:  # torch is imported once the limit is in force
+if TYPE_CHECKING:  # torch is imported once the run is known to be one
     from lowmem_seq.training.loop import Training
 
 
@@ -55,12 +55,12 @@ def _train(run: RunFolder, channel: Channel) -> int:
         training.saver.load_newest()
         finished = training.go(kept_by=limit.name if limited else None)
     except StartAnew as wish:
-        leave(training, run, plan, channel, limit, wish, for_want_of_memory=False)
+        leave(training, run, channel, limit, wish, for_want_of_memory=False)
         return START_ANEW
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error, limited):
             raise
-        leave(training, run, plan, channel, limit, error, for_want_of_memory=True)
+        leave(training, run, channel, limit, error, for_want_of_memory=True)
         return START_ANEW
     training.journal.record(
         "session_ended",

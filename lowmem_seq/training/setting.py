@@ -79,7 +79,8 @@ class SettingInForce:
 
     def _bear(self, advice: Advice) -> None:
         """Go on as it is where nothing smaller is left; what the system enforces, it enforces."""
-        self.governor.changed(advice)
+        self._advice = None
+        self.governor.changed(advice, has_changed=False)
         if not self._told_that_it_is_smallest:
             self._told_that_it_is_smallest = True
             self._journal.record(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.errors import DiskError
+from lowmem_seq.memory.governor import short_bytes
 from lowmem_seq.memory.limit import Limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
-from lowmem_seq.memory.plan import Plan
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.runs.folder import RunFolder
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 RESERVE_BYTES = 64 * 2**20
 """What the limit is raised by for the last save, which takes 0.2 to 1.1 MB (docs/results.md); the rest is for
 Python, and for an allocator that can only take whole areas."""
-NEAR_CAP = 0.9
-"""Share of what the trainer may hold from which it was the setting that needed too much, and not chance."""
 LONGEST_WORDS = 200
 
 
@@ -37,7 +35,6 @@ class StartAnew(Exception):  # noqa: N818 (it is no error: the run goes on)
 def leave(
     training: Training | None,
     run: RunFolder,
-    plan: Plan,
     channel: Channel,
     limit: Limit,
     cause: BaseException,
@@ -48,7 +45,6 @@ def leave(
     Args:
         training: what was trained; all its workers have stopped. None: it could not even be opened.
         run: where the events go.
-        plan: what this process began with.
         channel: leads to the supervisor.
         limit: the bound on this process, raised here.
         cause: what ended the training; the tensors that its frames hold are let go of.
@@ -56,7 +52,8 @@ def leave(
     """
     reader, pid = system_reader(), os.getpid()
     held = max(reader.held_bytes(pid), reader.peak_bytes(pid) or 0)
-    near_cap = held >= NEAR_CAP * (plan.cap_bytes - plan.others_bytes)
+    machine = reader.machine()
+    machine_is_short = machine.available_bytes < short_bytes(machine)
     limit.raise_by(RESERVE_BYTES)
     words = (str(cause) or type(cause).__name__).splitlines()[0][:LONGEST_WORDS]
     told = f"the trainer ran out of memory: {words}" if for_want_of_memory else words
@@ -64,7 +61,14 @@ def leave(
     step = None if training is None else training.state.counters.step
     if for_want_of_memory:
         run.events.append("out_of_memory", step=step, saved=saved, held_bytes=held, cause=words)
-    channel.say({"event": "leaving", "cause": told, "for_want_of_memory": for_want_of_memory, "near_cap": near_cap})
+    channel.say(
+        {
+            "event": "leaving",
+            "cause": told,
+            "for_want_of_memory": for_want_of_memory,
+            "machine_is_short": machine_is_short,
+        }
+    )
 
 
 def _save(training: Training, cause: BaseException) -> bool:

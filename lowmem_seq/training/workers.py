@@ -9,6 +9,7 @@ up in the order of the workers, so that the same plan gives the same bits.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -82,10 +83,18 @@ class Workers:
         """
         self.clear_gradients()
 
+        failed = threading.Event()
+
         def compute_share(index: int) -> list[Tensor | None]:
             losses: list[Tensor | None] = []
             for one in ranges[index :: self.count]:
-                losses.append(compute(self._workers[index], one))
+                if failed.is_set():  # where one ran out of memory the others must not go on
+                    break
+                try:
+                    losses.append(compute(self._workers[index], one))
+                except BaseException:
+                    failed.set()
+                    raise
                 if losses[-1] is None:
                     break
             return losses

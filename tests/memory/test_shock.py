@@ -70,6 +70,11 @@ def changes(run: Path) -> list[dict[str, Any]]:
     return events(run, "setting_changed")
 
 
+def grown(run: Path) -> list[dict[str, Any]]:
+    """The changes by which it became larger again."""
+    return [change for change in changes(run) if change["cause"].startswith("memory was calm for")]
+
+
 def test_a_run_gives_memory_back_to_who_needs_it_and_takes_it_again_when_it_is_free(tmp_path: Path) -> None:
     run, path = tmp_path / "run", tmp_path / "path"
     path.mkdir()
@@ -94,12 +99,11 @@ def test_a_run_gives_memory_back_to_who_needs_it_and_takes_it_again_when_it_is_f
             after = highest_bytes(group) - taken
             assert after < before - 30_000_000
             assert taken + after < (1 - SHORT) * MACHINE_BYTES
-            shrunk = len(changes(run))
-        wait_until(lambda: len(changes(run)) > shrunk, "the old setting")
-        grown = changes(run)[shrunk]
-        assert grown["cause"].startswith("memory was calm for")
+        wait_until(lambda: grown(run), "the old setting")
+        first = changes(run).index(grown(run)[0])
         setting = ("micro_batch", "workers", "recomputed_layers")
-        assert [grown[key] for key in setting] == [changes(run)[shrunk - 1][f"{key}_before"] for key in setting]
+        larger, shrunk = changes(run)[first], changes(run)[first - 1]
+        assert [larger[key] for key in setting] == [shrunk[f"{key}_before"] for key in setting]
         session.stopped()
         assert group.oom_kills() == 0
     assert not events(run, "out_of_memory")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lowmem_seq.errors import CapTooSmallError, LowmemSeqError, UsageError
-from lowmem_seq.files import read_json
+from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.footprint import Facts
 from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
 from lowmem_seq.memory.readings import MachineMemory
@@ -20,11 +21,12 @@ from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, knowledge_from
 from lowmem_seq.memory.search import SHARE_OF_BUDGET, allowed_bytes, next_look
 from lowmem_seq.memory.space import make_space
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.supervisor import planner
+from lowmem_seq.supervisor import planner, session
 from lowmem_seq.supervisor.child import Message
 from lowmem_seq.supervisor.planner import SUPERVISOR_GROWTH_BYTES, data_limit, make_plan
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.units import parse_bytes
+from tests.builders import tiny_plan
 
 MB = 10**6
 FACTS = Facts("cpu", "fp32", 4, 240 * MB, 5 * MB, 0, 16, 40, 5, 12)
@@ -64,6 +66,8 @@ class World:
     """How many looks a child has time for."""
     ends_with: int | None = None
     """How a child ends at its first look; None: as it should."""
+    measures_the_least: bool = False
+    """Whether a child that is asked for one setting alone measures it all the same."""
     error: Message | None = None
     stops: StopSignals | None = None
     """Asked for, while the first child measures."""
@@ -125,7 +129,7 @@ class FakeChild:
             if world.stops is not None:
                 world.stops.count = 1
             peak = world.peak(setting, request["allocator"])
-            if world.ends_with is not None:
+            if world.ends_with is not None and not (world.measures_the_least and request["only"]):
                 self.code = world.ends_with
                 return
             if peak > request["budget_bytes"] and not request["only"]:
@@ -335,3 +339,21 @@ def test_the_bound_on_the_data_segment_leaves_what_the_cap_still_allows() -> Non
 def test_what_is_chosen_keeps_a_share_of_the_budget_free() -> None:
     assert allowed_bytes(1000) == 950
     assert Knowledge().points() == []
+
+
+@pytest.mark.parametrize(("planned_for", "is_kept"), [("", True), ("this machine", True), ("another one", False)])
+def test_a_plan_of_another_machine_is_not_taken_up(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, planned_for: str, is_kept: bool
+) -> None:
+    stored, new = replace(tiny_plan(), planned_for=planned_for), replace(tiny_plan(4), planned_for="this machine")
+    write_json(run.plan_file, stored.to_json())
+    monkeypatch.setattr(session, "planned_for", lambda described: "this machine")
+    monkeypatch.setattr(session, "make_plan", lambda *_: SimpleNamespace(plan=new))
+    plan = session.read_or_make_plan(run, run.config, Screen(), StopSignals(), anew=False)
+    assert plan.micro_batch == (stored if is_kept else new).micro_batch
+
+
+def test_a_cap_is_not_refused_because_time_was_short(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "SECONDS_FOR_SMALL_IMAGES", 0.0)
+    bench.world.ends_with, bench.world.measures_the_least = DOES_NOT_FIT, True
+    assert bench.plan(4000 * MB).plan.micro_batch == 1

@@ -27,9 +27,14 @@ KILLED, CRASHED = -signal.SIGKILL, -signal.SIGSEGV
 CHECKPOINT: Message = {"event": "checkpoint", "step": 5}
 
 
-def leaving(cause: str, for_want_of_memory: bool, near_cap: bool = True) -> Message:
+def leaving(cause: str, for_want_of_memory: bool, machine_is_short: bool = False) -> Message:
     """What a trainer says that ends so that another one may go on."""
-    return {"event": "leaving", "cause": cause, "for_want_of_memory": for_want_of_memory, "near_cap": near_cap}
+    return {
+        "event": "leaving",
+        "cause": cause,
+        "for_want_of_memory": for_want_of_memory,
+        "machine_is_short": machine_is_short,
+    }
 
 
 @dataclass
@@ -345,8 +350,8 @@ def test_where_the_machine_is_short_the_smallest_setting_is_tried_again(supervis
     [
         (Life(KILLED, says=(CHECKPOINT,), machine_is_short=True), 8),
         (Life(1, logs=("MemoryError",)), 4),
-        (Life(75, says=(leaving("it ran out", True, near_cap=True),)), 4),
-        (Life(75, says=(leaving("it ran out", True, near_cap=False),)), 8),
+        (Life(75, says=(leaving("it ran out", True, machine_is_short=False),)), 4),
+        (Life(75, says=(leaving("it ran out", True, machine_is_short=True),)), 8),
     ],
 )
 def test_a_run_grows_back_only_where_the_plan_was_not_at_fault(

@@ -40,7 +40,7 @@ class Script(Governor):
         self.offers.append(bytes_to_grow)
         return self._advices.get(self.looks)
 
-    def changed(self, advice: Advice) -> None:
+    def changed(self, advice: Advice, has_changed: bool = True) -> None:
         self.heard.append(advice.what)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -104,6 +105,25 @@ def test_an_error_of_a_worker_reaches_the_caller() -> None:
 
     with pytest.raises(MemoryError):
         workers_of(tiny(), 2).run(RANGES, fail)
+
+
+def test_where_one_worker_fails_the_others_begin_nothing_more() -> None:
+    failed, begun = threading.Event(), []
+
+    def fail_first(worker: Worker, positions: Range) -> Tensor:
+        begun.append(positions)
+        if positions == RANGES[0]:
+            failed.set()
+            raise MemoryError
+        assert failed.wait(10)
+        time.sleep(0.2)
+        return compute(worker, positions)
+
+    with pytest.raises(MemoryError):
+        workers_of(tiny(), 2).run(RANGES, fail_first)
+    assert len(RANGES) > 3
+    assert sorted(begun) == sorted(RANGES[: len(begun)])
+    assert len(begun) <= 2
 
 
 def test_gradients_start_anew_with_each_run_and_after_a_change_of_count() -> None:
