@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from benchmarks.kills import copy_before_first_step, differences
@@ -35,6 +36,8 @@ if "lowmem_seq.training" in sys.orig_argv:
 """
 LEAKED_BYTES = 5_000_000
 STEPS_UNTIL_FULL = 40
+GROWTH = r"memory grows by [4-6]\.\d\d MB a step"
+"""As a line through a dozen noisy points tells it."""
 
 
 @story
@@ -50,11 +53,11 @@ def test_a_leak_is_told_of_and_cured_by_another_process_without_a_different_bit(
     with Session("resume", str(run.path), cwd=folder, PYTHONPATH=path) as session:
         said = session.ended(0)
     (noticed, *_) = events(run.path, "leak_noticed")
-    assert noticed["message"].startswith("memory grows by 5.0")
+    assert re.match(GROWTH, noticed["message"])
     assert noticed["message"] in said.replace("\n", " ")
     restarts = [event["cause"] for event in events(run.path, "trainer_restarted")]
     assert restarts
-    assert all(cause.startswith("memory grows by 5.0") for cause in restarts)
+    assert all(re.match(GROWTH, cause) for cause in restarts)
     starts = [event["step"] for event in events(run.path, "session_started")]
     assert starts[0] == 0
     assert 12 < starts[1] < STEPS
