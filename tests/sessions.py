@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -201,16 +202,23 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that its end is heard as SIGHUP
         )
         os.close(theirs)
+        self._closing = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
-            while os.read(self._ours, 1 << 16):
-                pass
+            while not self._closing.is_set():
+                if select.select([self._ours], [], [], 0.02)[0] and not os.read(self._ours, 1 << 16):
+                    return
 
     def close(self) -> None:
-        """Close the window: what runs in it hears SIGHUP, and can neither read nor write any more."""
+        """Close the window: what runs in it hears SIGHUP, and can neither read nor write any more.
+
+        The reader ends first: another file may get the number, and it would take what is meant for others.
+        """
+        self._closing.set()
+        self._reader.join()
         os.close(self._ours)
 
     def __enter__(self) -> Terminal:
