@@ -28,7 +28,7 @@ from lowmem_seq.config import RunConfig, load_preset, override, validate
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.environment import training_environment, usable_allocators
 from lowmem_seq.memory.plan import Plan, Setting
-from lowmem_seq.memory.tree import peak_process_bytes, reset_peak
+from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.units import format_bytes
 
 DATA_FILE = ROOT / "docs" / "checkpoints.json"
@@ -171,15 +171,15 @@ SAVERS = dict(zip(METHODS, (store_saver, torch_saver, accelerate_saver), strict=
 def serve(method: str, run_folder: Path) -> None:
     """Save once for every line on the standard input, and print seconds and bytes as JSON."""
     save = SAVERS[method](run_folder)
-    process = psutil.Process()
+    process, reader = psutil.Process(), system_reader()
     print("ready", flush=True)
     for number, _ in enumerate(sys.stdin, 1):
         held = process.memory_info().rss
-        reset_peak()
+        reader.reset_peak()
         began = time.perf_counter()
         save(number)
         seconds = time.perf_counter() - began
-        peak = peak_process_bytes() or process.memory_info().rss
+        peak = reader.peak_bytes(process.pid) or process.memory_info().rss
         print(json.dumps({"seconds": seconds, "extra_bytes": max(0, peak - held)}), flush=True)
 
 

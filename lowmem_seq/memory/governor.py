@@ -23,9 +23,6 @@ NEAR_CAP = 0.965
 the system's limit, which must never be met (limit.py: 0.985 at the least)."""
 GROWTH = 1.01
 """What an allocator keeps after a change to something smaller is not held against it; what grows past this is."""
-SHORT = 0.06
-LARGEST_SHORT_BYTES = 512 * 2**20
-"""With less of the machine's memory left than this share of it (or so much), the run gives some back."""
 ENOUGH = 2
 """Times that, beside what it takes to grow, must be left before the run grows again."""
 PRESSED = 0.10
@@ -114,7 +111,7 @@ class Governor:
             return None
         if self._held_or_peak() + bytes_to_grow > NEAR_CAP * self._room_bytes:
             return None
-        if machine.available_bytes < ENOUGH * short_bytes(machine) + bytes_to_grow:
+        if machine.available_bytes < ENOUGH * machine.short_bytes + bytes_to_grow:
             return None
         return Advice("grow", f"memory was calm for {now - self._calm_since:.0f} s")
 
@@ -131,9 +128,9 @@ class Governor:
         """Return why the machine needs memory back, or None."""
         before, self._swapped_out_bytes = self._swapped_out_bytes, machine.swapped_out_bytes
         left = f"{format_bytes(machine.available_bytes)} are left on this machine"
-        if machine.available_bytes < short_bytes(machine):
+        if machine.is_short:
             return f"only {left}"
-        if machine.available_bytes >= ENOUGH * short_bytes(machine):
+        if machine.available_bytes >= ENOUGH * machine.short_bytes:
             return None  # what is swapped then, or waits, is nothing that this run could mend
         if before is not None and machine.swapped_out_bytes is not None and machine.swapped_out_bytes > before:
             return f"the machine has begun to swap, and {left}"
@@ -187,8 +184,3 @@ class SilentGovernor(Governor):
         """Return nothing to do, however much the next larger setting takes."""
         del bytes_to_grow
         return None
-
-
-def short_bytes(machine: MachineMemory) -> int:
-    """Return what must stay free on a machine, so that it doesn't begin to swap."""
-    return min(int(SHORT * machine.total_bytes), LARGEST_SHORT_BYTES)

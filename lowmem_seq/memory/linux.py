@@ -7,10 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from lowmem_seq.memory.cgroups import ControlGroups, GroupMemory, figure_after, read_bytes, read_pressure
-from lowmem_seq.memory.readings import MachineMemory
+from lowmem_seq.memory.readings import MachineMemory, descendants_by_parents
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 RESIDENT, SHARED = 1, 2
@@ -56,10 +54,6 @@ class LinuxReader:
         """Return VmData: the pages that RLIMIT_DATA bounds, resident or not."""
         return self._status(pid, b"VmData:")
 
-    def shared_file_bytes(self, pid: int) -> int | None:
-        """Return RssFile and RssShmem together."""
-        return self._pages(pid, SHARED)
-
     def machine(self) -> MachineMemory:
         """Return the least of what the machine and each group around this process leave.
 
@@ -98,7 +92,7 @@ class LinuxReader:
         The kernel may leave one out while another of the same parent ends; a later look finds it.
         """
         if read_bytes(f"{self._proc}/{pid}/task/{pid}/children") is None:
-            return _descendants_by_parents(pid)
+            return descendants_by_parents(pid)
         found: list[int] = []
         waiting = [pid]
         while waiting:
@@ -126,11 +120,3 @@ class LinuxReader:
 
 def _kilobytes(label: bytes, text: bytes) -> int:
     return (figure_after(label, text) or 0) * 1024
-
-
-def _descendants_by_parents(pid: int) -> list[int]:
-    """Return the descendants where the kernel keeps no lists of children (CONFIG_PROC_CHILDREN)."""
-    try:
-        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return []

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from lowmem_seq.memory.readings import MachineMemory
+from lowmem_seq.memory.readings import MachineMemory, descendants_by_parents
 
 RUSAGE_INFO_V4 = 4
 UUID_WORDS, WORDS = 2, 64
@@ -56,10 +56,6 @@ class MacReader:
         """Return None: no limit here counts such a thing."""
         return None
 
-    def shared_file_bytes(self, pid: int) -> int | None:  # noqa: ARG002
-        """Return None: the footprint leaves out clean pages of files."""
-        return None
-
     def machine(self) -> MachineMemory:
         """Return the machine's memory; what psutil calls swapped out are all pages written, those of files too."""
         memory, swap = self._system.virtual_memory(), self._system.swap_memory()
@@ -72,10 +68,7 @@ class MacReader:
 
     def descendants(self, pid: int) -> list[int]:
         """Return them from the table of all processes (milliseconds)."""
-        try:
-            return [process.pid for process in self._system.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            return []
+        return descendants_by_parents(pid, self._system)
 
     def _figure(self, pid: int, place: int) -> int | None:
         words = (ctypes.c_uint64 * WORDS)()

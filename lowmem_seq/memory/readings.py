@@ -9,7 +9,13 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import psutil
+
+SHORT = 0.06
+LARGEST_SHORT_BYTES = 512 * 2**20
+"""With less of the machine's memory left than this share of it (or so much), it is short: a run gives some back."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,16 @@ class MachineMemory:
     oom_kills: int | None = None
     """Processes that the system ended for want of memory since it started; None where it doesn't count them."""
 
+    @property
+    def short_bytes(self) -> int:
+        """What must stay free, so that the machine doesn't begin to swap."""
+        return min(int(SHORT * self.total_bytes), LARGEST_SHORT_BYTES)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether less than that can still be taken."""
+        return self.available_bytes < self.short_bytes
+
 
 class MemoryReader(Protocol):
     """What one system tells; a process that is gone, or that may not be looked at, holds 0 and has no peak."""
@@ -45,9 +61,6 @@ class MemoryReader(Protocol):
     def data_bytes(self, pid: int) -> int | None:
         """Return a process's private writable virtual memory, as RLIMIT_DATA counts it; None but on Linux."""
 
-    def shared_file_bytes(self, pid: int) -> int | None:
-        """Return the resident bytes of files and shared memory, which RLIMIT_DATA doesn't count; Linux only."""
-
     def machine(self) -> MachineMemory:
         """Return the state of the machine's memory."""
 
@@ -56,6 +69,19 @@ class MemoryReader(Protocol):
 
     def descendants(self, pid: int) -> list[int]:
         """Return the processes that a process started, and those that they did; in no order."""
+
+
+def descendants_by_parents(pid: int, system: Any = psutil) -> list[int]:
+    """Return a process's descendants from the table of all processes (milliseconds).
+
+    Args:
+        pid: the process at the top.
+        system: psutil; a test gives another one.
+    """
+    try:
+        return [process.pid for process in system.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 @functools.cache

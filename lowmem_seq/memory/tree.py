@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
-import psutil
+from lowmem_seq.memory.readings import MemoryReader
 
-from lowmem_seq.memory.readings import MemoryReader, system_reader
-
-SHORT = 0.08
-"""Share of the machine's memory that must stay available."""
 SECONDS_BETWEEN_SEARCHES = 3.0
 """For processes that nobody told of; it is the dear part, above all where the whole process table is read."""
 
@@ -54,34 +49,3 @@ class ProcessTree:
         if now - self._searched_at >= SECONDS_BETWEEN_SEARCHES:
             self._searched_at = now
             self._others.update(self._reader.descendants(self._root_pid))
-
-
-def tree_bytes(root: psutil.Process) -> int:
-    """Return what a process and all its descendants hold now; those that ended count nothing."""
-    return ProcessTree(root.pid, system_reader()).held_bytes()
-
-
-def peak_process_bytes(pid: int | None = None) -> int | None:
-    """Return the most that a process held since it started, or since `reset_peak`; None if it is gone."""
-    return system_reader().peak_bytes(os.getpid() if pid is None else pid)
-
-
-def reset_peak() -> bool:
-    """Set this process's peak back to what it holds now; return whether the system can (Linux)."""
-    return system_reader().reset_peak()
-
-
-def release_memory() -> bool:
-    """Have the allocator give back what it keeps for later; return whether it can be asked to."""
-    return system_reader().release()
-
-
-def is_short_of_memory() -> bool:
-    """Whether little of the machine's memory can still be taken without swapping."""
-    machine = system_reader().machine()
-    return machine.available_bytes < SHORT * machine.total_bytes
-
-
-def available_bytes() -> int:
-    """Return what can be taken without swapping: of the machine, or of its control group if that is less."""
-    return system_reader().machine().available_bytes

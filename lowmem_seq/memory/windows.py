@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from lowmem_seq.memory.readings import MachineMemory
+from lowmem_seq.memory.readings import MachineMemory, descendants_by_parents
 
 
 class WindowsReader:
@@ -44,10 +44,6 @@ class WindowsReader:
         """Return None: a job object counts private bytes."""
         return None
 
-    def shared_file_bytes(self, pid: int) -> int | None:  # noqa: ARG002
-        """Return None: private bytes leave out what is shared."""
-        return None
-
     def machine(self) -> MachineMemory:
         """Return the machine's memory; Windows counts no pages that went to its page file."""
         memory, swap = self._system.virtual_memory(), self._system.swap_memory()
@@ -59,10 +55,7 @@ class WindowsReader:
 
     def descendants(self, pid: int) -> list[int]:
         """Return them from the table of all processes (milliseconds)."""
-        try:
-            return [process.pid for process in self._system.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            return []
+        return descendants_by_parents(pid, self._system)
 
     def _figure(self, pid: int, name: str) -> int | None:
         try:

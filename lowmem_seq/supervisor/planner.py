@@ -26,7 +26,6 @@ from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
 from lowmem_seq.memory.space import SMALL_IMAGE, make_space, usable_cores
-from lowmem_seq.memory.tree import is_short_of_memory
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
@@ -146,7 +145,7 @@ class Planner:
         with self._stops.ending(child, at=1):
             for message in child.messages(LOADING_SAMPLE_SECONDS if loads else SAMPLE_SECONDS):
                 held = self._reader.held_bytes(child.process.pid) + self._others_bytes
-                if held > self._cap_bytes and is_short_of_memory():
+                if held > self._cap_bytes and self._reader.machine().is_short:
                     short = True
                     child.kill()
                 elif held > self._cap_bytes and only is None and self._known.facts is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 
 from lowmem_seq.memory.readings import MachineMemory, MemoryReader, system_reader
-from lowmem_seq.memory.tree import SHORT, ProcessTree
+from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
 from lowmem_seq.supervisor.screen import Screen
@@ -15,9 +16,12 @@ SAMPLE_SECONDS = 0.1
 SECONDS_BETWEEN_MACHINE_LOOKS = 1.0
 SECONDS_A_MEMORY_EVENT = 15.0
 SECONDS_BEFORE_THE_FIRST = 3.0
-READER = system_reader()
-AT_START = READER.machine()
-"""The machine as this process found it: the supervisor's life is the session."""
+
+
+@functools.cache
+def machine_at_start() -> MachineMemory:
+    """Return the machine as this process's first trainer found it: the supervisor's life is the session."""
+    return system_reader().machine()
 
 
 class MemoryWatch:
@@ -38,11 +42,12 @@ class MemoryWatch:
         cap_bytes: int,
         child: Child,
         screen: Screen,
-        reader: MemoryReader = READER,
-        at_start: MachineMemory = AT_START,
+        reader: MemoryReader | None = None,
+        at_start: MachineMemory | None = None,
     ) -> None:
         self._run, self._cap_bytes, self._screen = run, cap_bytes, screen
-        self._reader, self._at_start = reader, at_start
+        self._reader = reader = reader or system_reader()
+        self._at_start = at_start or machine_at_start()
         self._tree = ProcessTree(os.getpid(), reader)
         self._tree.add(child.process.pid)
         self._peak_bytes = self._tree_bytes = 0
@@ -91,7 +96,7 @@ class MemoryWatch:
         machine = self._reader.machine()
         killed = _since(self._oom_kills, machine.oom_kills)
         self._oom_kills = machine.oom_kills
-        if killed or machine.available_bytes < SHORT * machine.total_bytes:
+        if killed or machine.is_short:
             self.machine_is_short = True
         return machine
 

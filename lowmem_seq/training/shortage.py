@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.errors import DiskError
-from lowmem_seq.memory.governor import short_bytes
 from lowmem_seq.memory.limit import Limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.readings import system_reader
@@ -52,8 +51,7 @@ def leave(
     """
     reader, pid = system_reader(), os.getpid()
     held = max(reader.held_bytes(pid), reader.peak_bytes(pid) or 0)
-    machine = reader.machine()
-    machine_is_short = machine.available_bytes < short_bytes(machine)
+    machine_is_short = reader.machine().is_short
     limit.raise_by(RESERVE_BYTES)
     words = (str(cause) or type(cause).__name__).splitlines()[0][:LONGEST_WORDS]
     told = f"the trainer ran out of memory: {words}" if for_want_of_memory else words

@@ -34,9 +34,6 @@ class FakeReader:
     def data_bytes(self, pid: int) -> int | None:
         return None
 
-    def shared_file_bytes(self, pid: int) -> int | None:
-        return None
-
     def machine(self) -> MachineMemory:
         return self.memory
 

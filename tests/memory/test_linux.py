@@ -43,7 +43,6 @@ def reader(proc: Path, **library: object) -> LinuxReader:
 def test_a_process_holds_its_resident_pages(tmp_path: Path) -> None:
     write_files(tmp_path, {"7/statm": "765 418 390 5 0 123 0\n"})
     assert reader(tmp_path).held_bytes(7) == 418 * PAGE_BYTES
-    assert reader(tmp_path).shared_file_bytes(7) == 390 * PAGE_BYTES
 
 
 def test_peak_and_data_segment_are_those_of_the_status(tmp_path: Path) -> None:
@@ -67,7 +66,6 @@ def test_a_process_that_has_ended_holds_nothing(tmp_path: Path, files: dict[str,
     assert gone.held_bytes(7) == 0
     assert gone.peak_bytes(7) is None
     assert gone.data_bytes(7) is None
-    assert not gone.shared_file_bytes(7)
 
 
 def test_the_peak_is_reset_with_a_5(tmp_path: Path) -> None:
@@ -173,9 +171,6 @@ def test_this_process_is_read_as_psutil_reads_it() -> None:
     with psutil.Process().oneshot():
         told = psutil.Process().memory_info()
     assert abs(real.held_bytes(pid) - told.rss) < 10**6
-    shared = real.shared_file_bytes(pid)
-    assert shared is not None
-    assert abs(shared - told.shared) < 10**6
     machine = real.machine()
     assert machine.swap_used_bytes == psutil.swap_memory().used
     if machine.total_bytes == psutil.virtual_memory().total:  # no group is smaller than the machine

@@ -93,7 +93,6 @@ def test_what_macos_does_not_count_is_not_known(library: Library) -> None:
     reader = MacReader(library, SYSTEM)
     assert reader.reset_peak() is False
     assert reader.data_bytes(7) is None
-    assert reader.shared_file_bytes(7) is None
 
 
 def test_the_pages_that_psutil_calls_swapped_out_are_not_taken_for_swap(library: Library) -> None:

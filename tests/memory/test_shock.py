@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.groups import Group, available, small_machine
-from lowmem_seq.memory.governor import SHORT
+from lowmem_seq.memory.readings import SHORT
 from tests.sessions import Session, events, python_with, wait_until
 
 NO_GROUPS = available() if sys.platform == "linux" else "control groups are known to Linux only"

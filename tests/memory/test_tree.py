@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -8,18 +9,10 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from lowmem_seq.memory import tree as module
-from lowmem_seq.memory.readings import MachineMemory
+from lowmem_seq.memory.readings import LARGEST_SHORT_BYTES, SHORT, MachineMemory, system_reader
 from lowmem_seq.memory.tree import (
     SECONDS_BETWEEN_SEARCHES,
-    SHORT,
     ProcessTree,
-    available_bytes,
-    is_short_of_memory,
-    peak_process_bytes,
-    release_memory,
-    reset_peak,
-    tree_bytes,
 )
 from tests.builders import end, read_line, start_python
 from tests.memory.builders import FakeReader
@@ -44,6 +37,11 @@ child.communicate()
 Holder = Callable[[str, int], subprocess.Popen[str]]
 
 
+def held_by(pid: int) -> int:
+    """What a process and its descendants hold now."""
+    return ProcessTree(pid, system_reader()).held_bytes()
+
+
 @pytest.fixture
 def holder() -> Iterator[Holder]:
     """Starts a process that holds so many bytes until its input ends."""
@@ -62,36 +60,37 @@ def holder() -> Iterator[Holder]:
 
 @pytest.mark.parametrize(("code", "processes"), [(HOLDING, 1), (PARENT, 2)], ids=["child", "grandchild"])
 def test_the_tree_counts_what_its_descendants_hold(holder: Holder, code: str, processes: int) -> None:
-    small, large = (tree_bytes(psutil.Process(holder(code, size).pid)) for size in (1, BLOCK))
+    small, large = (held_by(holder(code, size).pid) for size in (1, BLOCK))
     assert BLOCK - SLACK < large - small < BLOCK + SLACK
     assert small < processes * 40 * 10**6
 
 
 def test_the_tree_of_this_process_grows_and_falls_with_a_child(holder: Holder) -> None:
-    before = tree_bytes(psutil.Process())
+    before = held_by(os.getpid())
     process = holder(HOLDING, BLOCK)
-    assert tree_bytes(psutil.Process()) - before > BLOCK
+    assert held_by(os.getpid()) - before > BLOCK
     end(process)
-    assert tree_bytes(psutil.Process()) - before < SLACK
+    assert held_by(os.getpid()) - before < SLACK
 
 
 def test_a_process_that_is_gone_holds_nothing(holder: Holder) -> None:
     process = holder(HOLDING, 1)
-    about = psutil.Process(process.pid)
     end(process)
-    assert tree_bytes(about) == 0
-    assert peak_process_bytes(process.pid) is None
+    assert held_by(process.pid) == 0
+    assert system_reader().peak_bytes(process.pid) is None
 
 
 PEAK = f"""
-from lowmem_seq.memory.tree import peak_process_bytes, reset_peak
-before = peak_process_bytes()
+import os
+from lowmem_seq.memory.readings import system_reader
+reader, pid = system_reader(), os.getpid()
+before = reader.peak_bytes(pid)
 block = b"\\1" * {BLOCK}
-held = peak_process_bytes()
+held = reader.peak_bytes(pid)
 del block
-after = peak_process_bytes()
-done = reset_peak()
-print(before, held, after, done, peak_process_bytes())
+after = reader.peak_bytes(pid)
+done = reader.reset_peak()
+print(before, held, after, done, reader.peak_bytes(pid))
 """
 
 
@@ -110,33 +109,33 @@ def test_the_peak_stays_when_memory_is_given_back_and_falls_when_it_is_reset() -
 
 def test_the_peak_of_another_process_is_read(holder: Holder) -> None:
     process = holder(HOLDING, BLOCK)
-    peak = peak_process_bytes(process.pid)
+    peak = system_reader().peak_bytes(process.pid)
     assert peak is not None
     assert peak >= psutil.Process(process.pid).memory_info().rss - SLACK
     assert peak > BLOCK
 
 
 def test_resetting_says_whether_the_system_can() -> None:
-    assert reset_peak() is (sys.platform == "linux")
+    assert system_reader().reset_peak() is (sys.platform == "linux")
 
 
 def test_what_is_available_is_part_of_the_machine() -> None:
-    assert 0 < available_bytes() <= psutil.virtual_memory().total
+    assert 0 < system_reader().machine().available_bytes <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("left", "short"), [(SHORT - 0.001, True), (SHORT + 0.001, False)])
-def test_a_machine_is_short_when_little_of_it_is_left(
-    monkeypatch: pytest.MonkeyPatch, left: float, short: bool
-) -> None:
-    memory = MachineMemory(total_bytes=10**9, available_bytes=int(left * 10**9), swap_used_bytes=0)
-    monkeypatch.setattr(module, "system_reader", lambda: FakeReader(memory=memory))
-    assert is_short_of_memory() is short
-    assert available_bytes() == memory.available_bytes
+def test_a_machine_is_short_when_little_of_it_is_left(left: float, short: bool) -> None:
+    assert MachineMemory(10**9, int(left * 10**9), swap_used_bytes=0).is_short is short
+
+
+def test_what_must_stay_free_is_bounded_on_a_large_machine() -> None:
+    assert MachineMemory(10**10, 0, 0).short_bytes == 512 * 2**20 == LARGEST_SHORT_BYTES
+    assert MachineMemory(10**9, 0, 0).short_bytes == 60_000_000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 def test_the_allocator_can_be_asked_to_give_memory_back() -> None:
-    assert release_memory() is True
+    assert system_reader().release() is True
 
 
 # A tree, by its numbers.

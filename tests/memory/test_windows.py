@@ -64,7 +64,6 @@ def test_a_process_that_is_gone_holds_nothing(reader: WindowsReader) -> None:
 def test_what_windows_does_not_count_is_not_known(reader: WindowsReader) -> None:
     assert reader.reset_peak() is False
     assert reader.data_bytes(7) is None
-    assert reader.shared_file_bytes(7) is None
 
 
 def test_no_swapping_is_claimed_where_windows_counts_none(reader: WindowsReader) -> None:

@@ -40,8 +40,10 @@ class Reader:
     def held_bytes(self, _pid: int) -> int:
         return SUPERVISOR
 
+    available = 4000 * MB
+
     def machine(self) -> MachineMemory:
-        return MachineMemory(8000 * MB, 4000 * MB, 0)
+        return MachineMemory(8000 * MB, self.available, 0)
 
 
 class Screen:
@@ -194,7 +196,6 @@ def bench(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Be
     monkeypatch.setattr(planner, "Child", FakeChild)
     monkeypatch.setattr(planner, "system_reader", Reader)
     monkeypatch.setattr(planner, "usable_allocators", lambda: ALLOCATORS)
-    monkeypatch.setattr(planner, "is_short_of_memory", lambda: False)
     return Bench(run, World())
 
 
@@ -319,10 +320,10 @@ def test_a_child_that_passes_the_cap_while_it_loads_is_ended_and_a_cap_named_all
 def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "is_short_of_memory", lambda: True)
+    monkeypatch.setattr(Reader, "available", 0)
     with pytest.raises(CapTooSmallError, match="the machine was short of memory"):
         bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
-    monkeypatch.setattr(planner, "is_short_of_memory", lambda: False)
+    monkeypatch.setattr(Reader, "available", 4000 * MB)
     assert bench.plan(4000 * MB).plan.micro_batch == 16  # nothing of it was remembered
 
 

@@ -116,7 +116,7 @@ def test_what_the_system_does_not_count_is_null_and_not_left_out(watched: Watche
     assert (last["swapped_out_bytes"], last["pressure"]) == (None, None)
 
 
-@pytest.mark.parametrize(("available", "short"), [(79, True), (81, False)])
+@pytest.mark.parametrize(("available", "short"), [(59, True), (61, False)])
 def test_a_machine_that_is_short_of_memory_is_noticed(watched: Watched, available: int, short: bool) -> None:
     watched.reader.memory = replace(SWAPPING, available_bytes=available)
     watched.hold(500)
