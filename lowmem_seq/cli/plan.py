@@ -15,7 +15,23 @@ from rich.table import Table
 from rich.text import Text
 
 from lowmem_seq.cli.screen import SessionScreen, format_rate
-from lowmem_seq.cli.settings import lasting_source, settings_from, split_classes
+from lowmem_seq.cli.settings import (
+    ClassesOption,
+    DataOption,
+    DeviceOption,
+    EffectiveBatchOption,
+    EpochsOption,
+    ImageSizeOption,
+    MaxRamOption,
+    MicroBatchOption,
+    PrecisionOption,
+    PresetArgument,
+    SetOption,
+    StepsOption,
+    lasting_source,
+    settings_from,
+    split_classes,
+)
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.config import RunConfig
 from lowmem_seq.data.cache import cache_folder
@@ -44,18 +60,18 @@ ALLOCATORS = {
 
 
 def plan(
-    preset: str = typer.Argument(help="A preset (small, medium, vanilla, small-plus, ...) or a YAML file."),
-    data: str | None = typer.Option(None, help="A catalogue name, a folder or a zip. Default: the preset's."),
-    classes: str | None = typer.Option(None, help="Only these classes: airplane,bird,cat."),
-    image_size: int | None = typer.Option(None, help="Side of the images, in pixels."),
-    max_ram: str | None = typer.Option(None, help="Cap on the memory of the whole run: 6GB, 6GiB, 800MB."),
-    epochs: int | None = typer.Option(None, help="Times that every training image is seen."),
-    steps: int | None = typer.Option(None, help="Optimizer steps; ends the run."),
-    device: str | None = typer.Option(None, help="auto, cpu, mps or cuda."),
-    precision: str | None = typer.Option(None, help="auto, fp32 or bf16."),
-    effective_batch: int | None = typer.Option(None, help="Images in an optimizer step."),
-    micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
-    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting of the config."),
+    preset: PresetArgument,
+    data: DataOption = None,
+    classes: ClassesOption = None,
+    image_size: ImageSizeOption = None,
+    max_ram: MaxRamOption = None,
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    effective_batch: EffectiveBatchOption = None,
+    micro_batch: MicroBatchOption = None,
+    set_: SetOption = None,
     fresh: bool = typer.Option(False, "--fresh", help="Measure anew what was measured here before."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one object."),
 ) -> None:
@@ -71,7 +87,7 @@ def plan(
         "machine.precision": precision,
         "recipe.effective_batch": effective_batch,
     }
-    show_plan(settings_from(preset, flags, set_, micro_batch), quiet=as_json, fresh=fresh, as_json=as_json)
+    show_plan(settings_from(preset, flags, set_ or [], micro_batch), quiet=as_json, fresh=fresh, as_json=as_json)
 
 
 def show_plan(config: RunConfig, quiet: bool, fresh: bool = False, as_json: bool = False) -> None:

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import UsageError
+
+PresetArgument = Annotated[
+    str, typer.Argument(help="A preset (small, medium, vanilla, small-plus, ...) or a YAML file.")
+]
+DataOption = Annotated[str | None, typer.Option(help="A catalogue name, a folder or a zip. Default: the preset's.")]
+ClassesOption = Annotated[str | None, typer.Option(help="Only these classes: airplane,bird,cat.")]
+ImageSizeOption = Annotated[int | None, typer.Option(help="Side of the images, in pixels.")]
+MaxRamOption = Annotated[str | None, typer.Option(help="Cap on the memory of the whole run: 6GB, 6GiB, 800MB.")]
+EpochsOption = Annotated[int | None, typer.Option(help="Times that every training image is seen.")]
+StepsOption = Annotated[int | None, typer.Option(help="Optimizer steps; ends the run.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps or cuda.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
+EffectiveBatchOption = Annotated[int | None, typer.Option(help="Images in an optimizer step.")]
+MicroBatchOption = Annotated[str | None, typer.Option(help="Images computed at once, or auto.")]
+MaxRestartsOption = Annotated[int | None, typer.Option(help="Deaths of the trainer in a row before giving up.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the config.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+"""What `train`, `plan` and `resume` understand alike."""
 
 
 def settings_from(preset: str, flags: dict[str, Any], assignments: list[str], micro_batch: str | None) -> RunConfig:

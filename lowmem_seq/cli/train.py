@@ -17,7 +17,27 @@ from rich.text import Text
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cli.plan import show_plan
 from lowmem_seq.cli.screen import SessionScreen, describe_result
-from lowmem_seq.cli.settings import lasting_source, lay_micro_batch, lay_over, settings_from, split_classes
+from lowmem_seq.cli.settings import (
+    ClassesOption,
+    DataOption,
+    DeviceOption,
+    EffectiveBatchOption,
+    EpochsOption,
+    ImageSizeOption,
+    MaxRamOption,
+    MaxRestartsOption,
+    MicroBatchOption,
+    PrecisionOption,
+    PresetArgument,
+    QuietOption,
+    SetOption,
+    StepsOption,
+    lasting_source,
+    lay_micro_batch,
+    lay_over,
+    settings_from,
+    split_classes,
+)
 from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.config import RunConfig, validate
 from lowmem_seq.errors import StoppedError, UsageError
@@ -30,23 +50,23 @@ from lowmem_seq.units import format_bytes, format_seconds
 
 
 def train(
-    preset: str = typer.Argument(help="A preset (small, medium, vanilla, small-plus, ...) or a YAML file."),
-    data: str | None = typer.Option(None, help="A catalogue name, a folder or a zip. Default: the preset's."),
-    classes: str | None = typer.Option(None, help="Only these classes: airplane,bird,cat."),
-    image_size: int | None = typer.Option(None, help="Side of the images, in pixels."),
-    max_ram: str | None = typer.Option(None, help="Cap on the memory of the whole run: 6GB, 6GiB, 800MB."),
+    preset: PresetArgument,
+    data: DataOption = None,
+    classes: ClassesOption = None,
+    image_size: ImageSizeOption = None,
+    max_ram: MaxRamOption = None,
     run_dir: Path | None = typer.Option(None, help="Default: runs/PRESET-DATE-TIME."),
-    epochs: int | None = typer.Option(None, help="Times that every training image is seen."),
-    steps: int | None = typer.Option(None, help="Optimizer steps; ends the run."),
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
     seed: int | None = typer.Option(None, help="Key of every random draw."),
     checkpoint_every: str | None = typer.Option(None, help="200steps, 5min or auto."),
-    device: str | None = typer.Option(None, help="auto, cpu, mps or cuda."),
-    precision: str | None = typer.Option(None, help="auto, fp32 or bf16."),
-    effective_batch: int | None = typer.Option(None, help="Images in an optimizer step."),
-    micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
-    max_restarts: int | None = typer.Option(None, help="Deaths of the trainer in a row before giving up."),
-    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Any setting of the config."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the result."),
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    effective_batch: EffectiveBatchOption = None,
+    micro_batch: MicroBatchOption = None,
+    max_restarts: MaxRestartsOption = None,
+    set_: SetOption = None,
+    quiet: QuietOption = False,
     dry_run: bool = typer.Option(False, help="Measure and show the plan, train nothing."),
 ) -> None:
     """Train a model: lowmem-seq train small --max-ram 6GB."""
@@ -64,7 +84,7 @@ def train(
         "machine.max_restarts": max_restarts,
         "recipe.effective_batch": effective_batch,
     }
-    config = settings_from(preset, flags, set_, micro_batch)
+    config = settings_from(preset, flags, set_ or [], micro_batch)
     _refuse_a_world()
     if dry_run:
         show_plan(config, quiet)
@@ -80,10 +100,10 @@ def resume(
     max_ram: str | None = typer.Option(None, help="Another cap: 4GB."),
     epochs: int | None = typer.Option(None, help="Another length of the run."),
     steps: int | None = typer.Option(None, help="Another number of optimizer steps."),
-    device: str | None = typer.Option(None, help="auto, cpu, mps or cuda."),
-    micro_batch: str | None = typer.Option(None, help="Images computed at once, or auto."),
-    max_restarts: int | None = typer.Option(None, help="Deaths of the trainer in a row before giving up."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the result."),
+    device: DeviceOption = None,
+    micro_batch: MicroBatchOption = None,
+    max_restarts: MaxRestartsOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
     run = open_run(run_dir)
