@@ -36,12 +36,22 @@ def predict_bytes(measured: Mapping[int, int], micro_batch: int, floor_bytes: in
     return round(max(expected, 0))
 
 
+def bytes_an_image(measured: Mapping[int, int]) -> float:
+    """Return by how much the bytes grow with the micro-batch; two sizes at least."""
+    return _line(list(measured.items()))[1]
+
+
 def _line(points: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """Return base and slope of the line with the least squares through the points; it never falls."""
     middle_x, middle_y = fmean(x for x, _ in points), fmean(y for _, y in points)
     square = sum((x - middle_x) ** 2 for x, _ in points)
     slope = max(0.0, sum((x - middle_x) * (y - middle_y) for x, y in points) / square)
     return middle_y - slope * middle_x, slope
+
+
+def kept_share(shares: Sequence[float], recomputed_layers: int) -> float:
+    """Return the share of the kept activations that the layers have which are not recomputed."""
+    return 1 - sum(shares[:recomputed_layers])
 
 
 def predict_recomputed(none_bytes: int, all_bytes: int, shares: Sequence[float], recomputed_layers: int) -> int:
@@ -53,7 +63,7 @@ def predict_recomputed(none_bytes: int, all_bytes: int, shares: Sequence[float],
         shares: of the kept activations, by layer; they sum up to one.
         recomputed_layers: how many, from the first.
     """
-    return round(none_bytes - (none_bytes - all_bytes) * sum(shares[:recomputed_layers]))
+    return round(all_bytes + (none_bytes - all_bytes) * kept_share(shares, recomputed_layers))
 
 
 def with_margin(expected_bytes: int) -> int:

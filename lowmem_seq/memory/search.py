@@ -12,9 +12,10 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+from lowmem_seq.memory.expected import Expectation
 from lowmem_seq.memory.footprint import held_without_images
 from lowmem_seq.memory.plan import Measurement, Setting
-from lowmem_seq.memory.prediction import predict_bytes, predict_recomputed, with_margin
+from lowmem_seq.memory.prediction import predict_recomputed, with_margin
 from lowmem_seq.memory.remembered import Knowledge, Look
 from lowmem_seq.memory.space import SMALLEST_OF_SMALL, Space, candidate_sizes, even_sizes
 
@@ -24,6 +25,9 @@ WELL_USED = 0.85
 """Share from which looking for a size in between brings little more."""
 COMFORTABLE = 0.6
 """Share up to which a peak needs no second look in a fresh process."""
+MEASURES_ON = 0.75
+"""Share up to which a process measures on: it keeps 20 MB of a look at Small and hundreds of others, and what comes
+next is measured right by another one. Of large images it is COMFORTABLE, for they leave more."""
 SLOWER = 0.9
 """Share of the speed before at which a larger micro-batch ends the looking; less may be noise."""
 CLOSE = 0.8
@@ -72,6 +76,11 @@ def next_look(space: Space, known: Knowledge, budget_bytes: int, hurry: bool = F
         return None
 
 
+def measures_on(space: Space, peak_bytes: int, budget_bytes: int) -> bool:
+    """Whether a process that came to hold so much can measure on."""
+    return peak_bytes <= (MEASURES_ON if space.is_small else COMFORTABLE) * budget_bytes
+
+
 Answer = Measurement | None
 Looks = Generator[Look, Answer, None]
 
@@ -110,12 +119,14 @@ class _Recipe:
         smallest = SMALLEST_OF_SMALL if self._space.is_small else 1
         sizes = candidate_sizes(self._space.effective_batch, 1, self._space.wanted, smallest)
         yield from self._sweep([Setting(sizes[0], 1)], allocator)
+        if self._is_cramped(allocator):
+            yield from self._look_below(Setting(sizes[0], 1), allocator)
         recomputed = yield from self._layers_from_the_start(Setting(sizes[0], 1), allocator)
-        for workers in self._space.workers if self._best() is not None else ():
+        for workers in self._workers(allocator) if self._best() is not None else ():
             sizes = candidate_sizes(self._space.effective_batch, workers, self._space.wanted, smallest)
             best = self._best()
             if best is not None and self._space.wanted is None:
-                sizes = [size for size in sizes if size >= best.micro_batch]
+                sizes = [size for size in sizes if size * workers >= best.micro_batch * best.workers]
             yield from self._sweep([Setting(size, workers, recomputed) for size in sizes], allocator)
         best = self._best()
         if recomputed and best is not None:
@@ -156,13 +167,15 @@ class _Recipe:
         best, layers = self._best(), self._space.facts.layers
         if best is None or not layers:
             return
-        point = yield from self._look(replace(best.setting, recomputed_layers=layers), allocator)
-        if point is None:
-            return
-        if self._is_tight or point.images_per_second >= SLOWER * best.images_per_second:
-            sizes = [best.micro_batch, *self._sizes_above(best)]
-            for workers in self._space.workers if self._is_tight else (best.workers,):
-                yield from self._sweep([Setting(size, workers, layers) for size in sizes], allocator)
+        if not self._is_cramped(allocator):
+            point = yield from self._look(replace(best.setting, recomputed_layers=layers), allocator)
+            if point is None:
+                return
+            if not self._is_tight and point.images_per_second < SLOWER * best.images_per_second:
+                return
+        sizes = [best.micro_batch, *self._sizes_above(best)]
+        for workers in self._workers(allocator) if self._is_tight else (best.workers,):
+            yield from self._sweep([Setting(size, workers, layers) for size in sizes], allocator)
         for size in self._sizes_above(best)[:1] if self._is_tight else ():
             some = self._fewest_layers(Setting(size, best.workers), allocator)
             if some is not None:
@@ -176,8 +189,9 @@ class _Recipe:
 
     def _fewest_layers(self, setting: Setting, allocator: str) -> Setting | None:
         """Return the setting with as few layers recomputed as are expected to fit."""
-        whole = self._expected_bytes(setting, allocator)
-        least = self._expected_bytes(replace(setting, recomputed_layers=self._space.facts.layers), allocator)
+        expectation = self._expectation(allocator)
+        whole = expectation.bytes_of(setting)
+        least = expectation.bytes_of(replace(setting, recomputed_layers=self._space.facts.layers))
         if whole is None or least is None:
             return None
         for count in range(1, self._space.facts.layers):
@@ -249,34 +263,46 @@ class _Recipe:
             yield Look(points[0].setting, points[0].allocator, fresh=True)
 
     def _sweep(self, settings: Sequence[Setting], allocator: str) -> Looks:
-        """Look at settings that need ever more, until one isn't expected to fit, doesn't, or is slower."""
+        """Look at settings that need ever more, until one isn't expected to fit, doesn't, or is slower.
+
+        Where each look takes a process, go straight to the last one that is expected to fit, and back from there.
+        """
         before: Answer = None
-        for setting in settings:
+        left = list(settings)
+        while left:
+            setting, skipped = left.pop(0), []
             if not self._is_expected_to_fit(setting, allocator):
                 self._is_tight = True
-                for _ in range(POINTS_OF_A_LINE):
-                    yield from self._look_below(setting, allocator)
-                    if self._is_expected_to_fit(setting, allocator):
-                        break
-                else:
+                yield from self._look_below(setting, allocator)
+                if not self._is_expected_to_fit(setting, allocator):
                     return
+            while left and self._is_cramped(allocator) and self._is_expected_to_fit(left[0], allocator):
+                skipped.append(setting)
+                setting = left.pop(0)
             point = yield from self._look(setting, allocator)
             if point is None:
                 self._is_tight = True
+                left = skipped[-1:]
+            elif before is not None and point.images_per_second < SLOWER * before.images_per_second:
                 return
-            if before is not None and point.images_per_second < SLOWER * before.images_per_second:
-                return
-            before = point
+            else:
+                before = point
 
     def _look_below(self, setting: Setting, allocator: str) -> Looks:
         """Where little was seen of this way to compute, look at half a size: so it is known what an image takes."""
-        way = self._way(setting, allocator)
-        if len(way) > 1 or self._space.wanted is not None:
-            return
-        half = replace(setting, micro_batch=(way[0] if way else setting).micro_batch // 2)
-        worth_a_look = SMALLEST_OF_SMALL // 2 if self._space.is_small else 1
-        if half.micro_batch >= worth_a_look and self._is_expected_to_fit(half, allocator):
+        for _ in range(POINTS_OF_A_LINE):
+            way = self._way(setting, allocator)
+            if len(way) > 1 or self._space.wanted is not None:
+                return
+            half = replace(setting, micro_batch=(way[0] if way else setting).micro_batch // 2)
+            worth_a_look = SMALLEST_OF_SMALL // 2 if self._space.is_small else 1
+            if half.micro_batch < worth_a_look or not self._is_expected_to_fit(half, allocator):
+                return
+            if self._is_cramped(allocator) and self._expectation(allocator).knows_an_image(setting):
+                return
             yield from self._look(half, allocator)
+            if self._is_expected_to_fit(setting, allocator):
+                return
 
     def _look(self, setting: Setting, allocator: str) -> Generator[Look, Answer, Answer]:
         """Ask for one look; return what was measured, if it may be taken."""
@@ -301,24 +327,28 @@ class _Recipe:
             and (seen.workers, seen.recomputed_layers) == (setting.workers, setting.recomputed_layers)
         ]
 
-    def _expected_bytes(self, setting: Setting, allocator: str) -> int | None:
-        """Return the peak to expect; None where nothing like it was seen.
+    def _is_cramped(self, allocator: str) -> bool:
+        """Whether what was seen leaves so little that each look takes a process."""
+        return not all(
+            measures_on(self._space, point.peak_bytes, self._budget_bytes)
+            for (_, name), point in self._seen.items()
+            if point is not None and name == allocator
+        )
 
-        Where one worker was seen and more were not, each is taken to need what that one does, weights and optimizer
-        apart.
-        """
-        way = {point.micro_batch: point.peak_bytes for point in self._way(setting, allocator)}
-        floor = held_without_images(self._space.facts, setting.workers)
-        if way:
-            return predict_bytes(way, setting.micro_batch, floor)
-        alone = self._expected_bytes(replace(setting, workers=1), allocator) if setting.workers > 1 else None
-        if alone is None:
-            return None
-        shared = held_without_images(self._space.facts, 0)
-        return shared + setting.workers * max(0, alone - shared)
+    def _workers(self, allocator: str) -> list[int]:
+        """The numbers of workers to try; where memory is short, that which needs least first."""
+        return sorted(self._space.workers) if self._is_cramped(allocator) else self._space.workers
+
+    def _expectation(self, allocator: str) -> Expectation:
+        seen = {
+            setting: point.peak_bytes
+            for (setting, name), point in self._seen.items()
+            if point is not None and name == allocator
+        }
+        return Expectation(self._space.facts, self._space.shares, seen)
 
     def _is_expected_to_fit(self, setting: Setting, allocator: str) -> bool:
-        expected = self._expected_bytes(setting, allocator)
+        expected = self._expectation(allocator).bytes_of(setting)
         if expected is None:
             return held_without_images(self._space.facts, setting.workers) <= self._budget_bytes
         is_seen = (setting, allocator) in self._seen

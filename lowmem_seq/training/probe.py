@@ -26,7 +26,7 @@ from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.plan import Measurement, Plan, Setting
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Look, Request, knowledge_from_json
-from lowmem_seq.memory.search import COMFORTABLE, FEW, allowed_bytes, fitting, next_look
+from lowmem_seq.memory.search import COMFORTABLE, FEW, allowed_bytes, fitting, measures_on, next_look
 from lowmem_seq.memory.space import make_space, usable_cores
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.device import choose_device, choose_precision
@@ -34,8 +34,6 @@ from lowmem_seq.training.loop import Training
 from lowmem_seq.training.measuring import Probe
 from lowmem_seq.training.session import open_training
 
-KEEPS_ON = 0.75
-"""Share of the budget up to which a process measures on; of large images it is COMFORTABLE, for they leave more."""
 ROUNDS = 2.5
 """Rounds that a look takes at the least where they are long: those that are timed, and an evaluation."""
 
@@ -64,17 +62,18 @@ class Prober:
         if request.only is not None:
             self._take(Look(request.only, request.allocator))
             return
+        hurry = known.gave_up(request.budget_bytes)
         while True:
-            look = next_look(space, known, request.budget_bytes)
-            if look is not None and not look.fresh and not self._has_time_for(look):
+            look = next_look(space, known, request.budget_bytes, hurry)
+            if look is not None and not hurry and not look.fresh and not self._has_time_for(look):
                 self._training.channel.say({"event": "gave_up"})
-                look = next_look(space, known, request.budget_bytes, hurry=True)
+                hurry = True
+                look = next_look(space, known, request.budget_bytes, hurry)
             if look is None or look.allocator != request.allocator or (look.fresh and self._probe.count):
                 return
             point = self._take(look)
-            share = KEEPS_ON if space.is_small else COMFORTABLE
-            if point.peak_bytes > share * request.budget_bytes:
-                return  # it keeps tens to hundreds of MB of it; what comes next is measured right by another one
+            if not measures_on(space, point.peak_bytes, request.budget_bytes):
+                return
 
     def _take(self, look: Look) -> Measurement:
         fresh = self._probe.count == 0
