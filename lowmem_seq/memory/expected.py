@@ -13,10 +13,10 @@ from lowmem_seq.memory.footprint import Facts, held_without_images
 from lowmem_seq.memory.plan import Setting
 from lowmem_seq.memory.prediction import bytes_an_image, kept_share, predict_bytes
 
-HEAP_BYTES = 40 * 10**6
+HEAP_BYTES = 30 * 10**6
 """What a worker beside the first one holds apart from gradients and images, its heap and its stack: 9 to 34 MB for
 Small."""
-COMPUTED_AT_ONCE = 2
+COMPUTED_AT_ONCE = 1.6
 """Largest layers that a worker is taken to keep where all are recomputed: one in backward, and the inputs of all
 (0.26 of what is kept without for Small, where each of the largest layers has 0.18)."""
 
@@ -33,12 +33,10 @@ class Expectation:
     def __init__(self, facts: Facts, shares: Sequence[float], seen: Mapping[Setting, int]) -> None:
         self._facts, self._shares, self._seen = facts, shares, seen
         self._image_bytes: dict[int, float] = {}
-        for setting in seen:
+        for setting in sorted(seen, key=self._span):  # of several ways to compute, the one with the widest range
             way = self._way(setting)
             if len(way) > 1:
-                told = bytes_an_image(way) / setting.workers
-                before = self._image_bytes.get(setting.recomputed_layers, 0.0)
-                self._image_bytes[setting.recomputed_layers] = max(told, before)
+                self._image_bytes[setting.recomputed_layers] = bytes_an_image(way) / setting.workers
 
     def bytes_of(self, setting: Setting) -> int | None:
         """Return the peak to expect; None where nothing was seen that tells of it."""
@@ -68,6 +66,11 @@ class Expectation:
             for seen, peak in self._seen.items()
             if (seen.workers, seen.recomputed_layers) == same
         }
+
+    def _span(self, setting: Setting) -> int:
+        """Return by how many images the smallest and the largest setting of a way to compute differ."""
+        way = self._way(setting)
+        return (max(way) - min(way)) * setting.workers
 
     def _floor(self, workers: int) -> int:
         return held_without_images(self._facts, workers)

@@ -173,8 +173,10 @@ class _Recipe:
                 return
             if not self._is_tight and point.images_per_second < SLOWER * best.images_per_second:
                 return
-        sizes = [best.micro_batch, *self._sizes_above(best)]
-        for workers in self._workers(allocator) if self._is_tight else (best.workers,):
+        for workers in self._space.workers if self._is_tight else [best.workers]:
+            sizes = candidate_sizes(self._space.effective_batch, workers, self._space.wanted, 1)
+            if self._space.wanted is None:
+                sizes = [size for size in sizes if size * workers >= best.micro_batch * best.workers]
             yield from self._sweep([Setting(size, workers, layers) for size in sizes], allocator)
         for size in self._sizes_above(best)[:1] if self._is_tight else ():
             some = self._fewest_layers(Setting(size, best.workers), allocator)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_seq.memory.expected import HEAP_BYTES, Expectation
+from lowmem_seq.memory.expected import COMPUTED_AT_ONCE, HEAP_BYTES, Expectation
 from lowmem_seq.memory.footprint import Facts, held_without_images
 from lowmem_seq.memory.plan import Setting
 from lowmem_seq.memory.prediction import predict_bytes
@@ -20,7 +20,7 @@ KERNELS = 70 * MB
 
 def peak(setting: Setting) -> int:
     """The peak of a machine on which everything adds up."""
-    share = 2 * 0.182 if setting.recomputed_layers else 1
+    share = COMPUTED_AT_ONCE * 0.182 if setting.recomputed_layers else 1
     others = (setting.workers - 1) * HEAP_BYTES
     images = round(setting.workers * setting.micro_batch * IMAGE * share)
     return held_without_images(FACTS, setting.workers) + KERNELS + others + images

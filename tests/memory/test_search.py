@@ -156,13 +156,13 @@ def test_under_any_cap_the_choice_is_nearly_as_fast_as_the_best_large(budget: in
     assert choice.images_per_second >= 0.9 * machine.best(budget * MB, machine.space())
 
 
-@pytest.mark.parametrize("budget", [520, 540, 562, 650, 700, 762, 800, 1000])
+@pytest.mark.parametrize("budget", [500, 520, 540, 562, 600, 650, 700, 762, 800, 1000])
 def test_near_the_cap_few_processes_find_a_good_choice(budget: int) -> None:
-    """Each takes three to five of the 20 seconds."""
+    """Each takes some three of the 20 seconds."""
     machine = small_one()
-    choice = machine.search(budget * MB, machine.space(), most_processes=5)
+    choice = machine.search(budget * MB, machine.space(), most_processes=6)
     assert choice is not None
-    assert choice.images_per_second >= 0.84 * machine.best(budget * MB, machine.space())
+    assert choice.images_per_second >= 0.87 * machine.best(budget * MB, machine.space())
 
 
 @pytest.mark.parametrize(("machine", "budget"), [(small_one(), 600), (large_one(), 1900), (large_one(), 3900)])
