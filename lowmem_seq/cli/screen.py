@@ -19,7 +19,7 @@ from lowmem_seq.supervisor.child import Message
 from lowmem_seq.units import format_bytes, format_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_DRAWS = 0.25
+SECONDS_BETWEEN_DRAWS = 0.5
 
 SETTING_WORDS = {"micro_batch": "micro-batch", "workers": "workers", "recomputed_layers": "layers computed twice"}
 
