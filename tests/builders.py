@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +23,17 @@ if TYPE_CHECKING:  # torch
 
 SECONDS_FOR_A_PROCESS = 60.0
 NEEDS_LINKS = pytest.mark.skipif(sys.platform == "win32", reason="links need rights of their own on Windows")
+
+
+class Heard(Channel):
+    """A channel that keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(listen=False)
+        self.said: list[dict[str, Any]] = []
+
+    def say(self, message: dict[str, Any]) -> None:
+        self.said.append(message)
 
 
 def tiny_config(*assignments: str) -> RunConfig:
@@ -100,9 +112,14 @@ def start_python(code: str, *arguments: str, **environment: str) -> subprocess.P
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """The next line that the process prints, without its end."""
+    """The next line that the process prints, without its end; one that stays silent is ended."""
     assert process.stdout is not None
-    return process.stdout.readline().rstrip("\n")
+    patience = threading.Timer(SECONDS_FOR_A_PROCESS, process.kill)
+    patience.start()
+    try:
+        return process.stdout.readline().rstrip("\n")
+    finally:
+        patience.cancel()
 
 
 def end(process: subprocess.Popen[str], last_words: str = "") -> tuple[int, str, str]:

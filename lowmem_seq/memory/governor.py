@@ -15,7 +15,7 @@ from typing import Literal
 
 from lowmem_seq.memory.leak import LeakWatch
 from lowmem_seq.memory.limit import Limit, data_limit_bytes
-from lowmem_seq.memory.readings import MachineMemory, MemoryReader
+from lowmem_seq.memory.readings import MachineMemory, MemoryReader, peak_so_far
 from lowmem_seq.units import format_bytes
 
 NEAR_CAP = 0.965
@@ -52,6 +52,7 @@ class Governor:
         room_bytes: what it may hold: the cap, less what the other processes of the run hold.
         clock: seconds; a test gives another one.
         limit: what the system enforces on it, if anything; moved along when the setting changes.
+        tell_peak: hears of a peak that is about to be set back, for nobody can read it afterwards.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Governor:
         room_bytes: int,
         clock: Callable[[], float] = time.monotonic,
         limit: Limit | None = None,
+        tell_peak: Callable[[int], None] = lambda _peak_bytes: None,
     ) -> None:
         self._reader, self._pid, self._room_bytes, self._clock = reader, pid, room_bytes, clock
-        self._limit = limit
+        self._limit, self._tell_peak = limit, tell_peak
         self._mutex = threading.Lock()
         self._leak = LeakWatch(room_bytes, clock)
         self._tolerated_bytes = self._old_peak_bytes = 0
@@ -174,6 +176,7 @@ class Governor:
 
     def _forget_peak(self) -> None:
         """Begin a new peak; where the system keeps one for good, only a higher one counts from now on."""
+        self._tell_peak(peak_so_far(self._reader, self._pid))
         self._old_peak_bytes = 0 if self._reader.reset_peak() else self._reader.peak_bytes(self._pid) or 0
 
 

@@ -12,6 +12,7 @@ reserve, saves, and ends.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import sys
 from typing import Any, Protocol
@@ -152,8 +153,12 @@ def data_limit_bytes(data_bytes: int, held_bytes: int, room_bytes: int) -> int:
     return data_bytes + room_left - min(MOST_RESERVE_BYTES, int(MOST_RESERVE * room_bytes), room_left // 2)
 
 
+@functools.cache
 def system_limit(platform: str = sys.platform) -> Limit:
-    """Return this system's bound for the process that calls."""
+    """Return this system's bound for the process that calls: one for the whole process.
+
+    Windows takes the least of the jobs that a process is in; a second one could never raise what the first allows.
+    """
     if platform == "linux":
         return DataLimit(importlib.import_module("resource"))
     if platform == "win32":

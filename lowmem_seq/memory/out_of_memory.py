@@ -34,6 +34,7 @@ TABLE = (
     Words("C++", "bad_alloc"),
     Words("Python", "memoryerror"),
     Words("numpy", "unable to allocate"),
+    Words("OpenBLAS, while it is loaded", "openblas error: memory allocation"),
     Words("Linux and macOS (ENOMEM)", "cannot allocate memory"),
     Words("Windows (error 8)", "not enough memory resources are available"),
     Words("Windows (error 14)", "not enough storage is available to complete this operation"),

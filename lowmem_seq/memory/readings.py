@@ -71,6 +71,11 @@ class MemoryReader(Protocol):
         """Return the processes that a process started, and those that they did; in no order."""
 
 
+def peak_so_far(reader: MemoryReader, pid: int) -> int:
+    """Return the most that a process is known to have held, since its peak was last set back."""
+    return max(reader.held_bytes(pid), reader.peak_bytes(pid) or 0)
+
+
 def descendants_by_parents(pid: int, system: Any = psutil) -> list[int]:
     """Return a process's descendants from the table of all processes (milliseconds).
 

@@ -18,10 +18,18 @@ class ProcessTree:
         root_pid: the process at the top.
         reader: this system's figures.
         clock: seconds; a test gives another one.
+        seconds_between_searches: how often it is searched for new ones.
     """
 
-    def __init__(self, root_pid: int, reader: MemoryReader, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        root_pid: int,
+        reader: MemoryReader,
+        clock: Callable[[], float] = time.monotonic,
+        seconds_between_searches: float = SECONDS_BETWEEN_SEARCHES,
+    ) -> None:
         self._root_pid, self._reader, self._clock = root_pid, reader, clock
+        self._seconds_between_searches = seconds_between_searches
         self._others: set[int] = set()
         self._searched_at = float("-inf")
 
@@ -46,6 +54,6 @@ class ProcessTree:
 
     def _search(self) -> None:
         now = self._clock()
-        if now - self._searched_at >= SECONDS_BETWEEN_SEARCHES:
+        if now - self._searched_at >= self._seconds_between_searches:
             self._searched_at = now
             self._others.update(self._reader.descendants(self._root_pid))

@@ -24,6 +24,7 @@ import psutil
 from lowmem_seq.errors import ERRORS_BY_EXIT_CODE, LowmemSeqError
 from lowmem_seq.files import append_line, rename
 from lowmem_seq.memory.out_of_memory import tells_of_memory
+from lowmem_seq.memory.readings import system_reader
 
 Message = dict[str, Any]
 LAST_LINES = 12
@@ -33,14 +34,18 @@ LARGEST_EXIT_CODE = 255
 """Larger ones are Windows' own, for a process that an exception of the system ended."""
 RUN_MODULE = """
 import runpy, sys
-root, module = sys.argv[1:3]
+root, module, limit_bytes = sys.argv[1:4]
 sys.path = [entry for entry in sys.path if entry]
 if root not in sys.path:
     sys.path.insert(0, root)
-sys.argv = [module, *sys.argv[3:]]
+if limit_bytes:
+    from lowmem_seq.memory.limit import system_limit
+    system_limit().set(int(limit_bytes))
+sys.argv = [module, *sys.argv[4:]]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
-"""`python -m` would import from the current folder first, which may be somebody else's run (Python 3.11 has -P)."""
+"""`python -m` would import from the current folder first, which may be somebody else's run (Python 3.11 has -P).
+The limit is there before a library is loaded: torch alone fills most of a small cap."""
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,7 +57,8 @@ class Child:
         arguments: its command line.
         environment: laid over this process's own.
         log: takes what it writes on stderr.
-        limited: whether it sets a limit on its own memory, which makes some of its last words plain.
+        limit_bytes: what it bounds itself to from its first moment (limit.py), if anything; the bound makes some of
+            its last words plain.
     """
 
     def __init__(
@@ -61,9 +67,9 @@ class Child:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
-        limited: bool = False,
+        limit_bytes: int | None = None,
     ) -> None:
-        self._limited = limited
+        self._limited = limit_bytes is not None
         self._messages: queue.Queue[Message | None] = queue.Queue()
         self._error: Message | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -72,7 +78,7 @@ class Child:
         if sys.platform == "win32":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", RUN_MODULE, str(PACKAGE_ROOT), module, *arguments],
+            [sys.executable, "-c", RUN_MODULE, str(PACKAGE_ROOT), module, str(limit_bytes or ""), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -131,9 +137,18 @@ class Child:
             self._process.stdin.flush()
 
     def kill(self) -> None:
-        """End the child at once."""
+        """End the child at once, and what it started.
+
+        The python.exe of a virtual environment on Windows only starts the interpreter. It has that end with itself
+        (a job object, see venvlauncher.c of CPython), but for the moment before it has put it there; and one that
+        lived on would keep the pipes open, which `wait` waits for.
+        """
+        started = system_reader().descendants(self.process.pid)
         with contextlib.suppress(OSError):
             self._process.kill()
+        for pid in started:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).kill()
 
     def wait(self) -> int:
         """Return the exit code; negative is the number of the signal that ended it."""
@@ -145,6 +160,11 @@ class Child:
                 assert stream is not None
                 stream.close()
         return code
+
+    @property
+    def told_an_error(self) -> bool:
+        """Whether it said itself what was wrong."""
+        return self._error is not None
 
     @property
     def ran_out_of_memory(self) -> bool:

@@ -17,7 +17,12 @@ from typing import Any
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import CapTooSmallError
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.environment import mps_environment, training_environment, usable_allocators
+from lowmem_seq.memory.environment import (
+    mps_environment,
+    mps_environment_as_usual,
+    training_environment,
+    usable_allocators,
+)
 from lowmem_seq.memory.footprint import Facts, make_footprint
 from lowmem_seq.memory.limit import data_limit_bytes
 from lowmem_seq.memory.out_of_memory import died_for_memory
@@ -26,20 +31,22 @@ from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
 from lowmem_seq.memory.space import SMALL_IMAGE, make_space, usable_cores
+from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
-from lowmem_seq.supervisor.watch import SAMPLE_SECONDS
 from lowmem_seq.units import format_bytes
 
 SECONDS_FOR_SMALL_IMAGES = 20.0
 SECONDS_FOR_LARGE_IMAGES = 60.0
 SHORTEST_CHILD_SECONDS = (4.0, 10.0)
 """A child that has less time left than this would hardly measure anything, for small and for large images."""
-LOADING_SAMPLE_SECONDS = 0.01
-"""How often a child is looked at that loads its libraries and has no limit of its own yet."""
+CHILD_SAMPLE_SECONDS = 0.01
+"""How often a child is looked at: while it loads, nothing but this look keeps it under the cap to the MB."""
+CHILD_SEARCH_SECONDS = 0.25
+"""How often it is searched for processes of its own: that takes milliseconds on Windows, where there is one."""
 SUPERVISOR_GROWTH_BYTES = 4 * 10**6
 """What the supervisor may come to hold beside what it holds when it plans: its display, and what it reads later."""
 ROUND_BYTES = 10**7
@@ -136,22 +143,32 @@ class Planner:
         request = Request(self._budget_bytes, self._allocators, allocator, self._seconds_left(), only)
         told = (json.dumps(asdict(request)), json.dumps(self._known.to_json()))
         environment = training_environment(self._cores, allocator)
+        if sys.platform == "darwin" and self._config.machine.device != "cpu":
+            environment |= mps_environment_as_usual()
         child = Child(
-            "lowmem_seq.training.probe", str(self._run.path), *told, environment=environment, log=self._run.log_file
+            "lowmem_seq.training.probe",
+            str(self._run.path),
+            *told,
+            environment=environment,
+            log=self._run.log_file,
+            limit_bytes=self._budget_bytes if only is None else None,
         )
+        # on Windows the first process of a virtual environment only starts the interpreter, which holds it all
+        tree = ProcessTree(child.process.pid, self._reader, seconds_between_searches=CHILD_SEARCH_SECONDS)
         under_way: Message | None = None
         short = too_large = False
-        loads = self._known.facts is None  # and bounds itself afterwards
+        loads = True  # its libraries and the model; then it bounds itself
         with self._stops.ending(child, at=1):
-            for message in child.messages(LOADING_SAMPLE_SECONDS if loads else SAMPLE_SECONDS):
-                held = self._reader.held_bytes(child.process.pid) + self._others_bytes
+            for message in child.messages(CHILD_SAMPLE_SECONDS):
+                held = tree.held_bytes() + self._others_bytes
                 if held > self._cap_bytes and self._reader.machine().is_short:
                     short = True
                     child.kill()
-                elif held > self._cap_bytes and only is None and self._known.facts is None:
+                elif held > self._cap_bytes and only is None and loads:
                     too_large = True
                     child.kill()
                 if message is not None:
+                    loads = loads and message.get("event") != "facts"
                     under_way = self._take_in(message, under_way)
             code = child.wait()
         self._stops.raise_if_any()
@@ -161,6 +178,8 @@ class Planner:
         without_memory = code == DOES_NOT_FIT or child.ran_out_of_memory or child.was_killed(code)
         if code == 0 or short or (only is not None and without_memory):
             return
+        if loads and only is None and not child.told_an_error:
+            return  # at a limit libraries end in many ways; a defect is told by the next child, which has none
         met_limit = without_memory or died_for_memory(code, limited=True)
         if under_way is None or only is not None or not met_limit:
             raise child.failure(code, "planner")

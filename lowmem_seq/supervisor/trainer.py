@@ -97,9 +97,12 @@ def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_re
 
 def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals) -> Ending:
     """Start a trainer, and watch over it until it has ended."""
-    limited = plan.data_limit_bytes is not None
     child = Child(
-        "lowmem_seq.training", str(run.path), environment=plan.environment, log=run.log_file, limited=limited
+        "lowmem_seq.training",
+        str(run.path),
+        environment=plan.environment,
+        log=run.log_file,
+        limit_bytes=plan.data_limit_bytes,
     )
     watch = MemoryWatch(run, plan.cap_bytes, child, screen)
     told_to_stop = saved = False
@@ -114,6 +117,8 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
             if message is not None:
                 saved = saved or message.get("event") == "checkpoint"
                 leaving = message if message.get("event") == "leaving" else leaving
+                if message.get("event") == "peak":
+                    watch.hear_peak(int(message["bytes"]))
                 screen.show(message)
         code = child.wait()
     watch.record()
@@ -131,7 +136,7 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
             saved=saved,
             plan_was_at_fault=not leaving["machine_is_short"],
         )
-    met_limit = child.ran_out_of_memory or died_for_memory(code, limited)
+    met_limit = child.ran_out_of_memory or died_for_memory(code, limited=plan.data_limit_bytes is not None)
     short = met_limit or (child.was_killed(code) and watch.machine_is_short)
     failure = child.failure(code, "trainer")
     failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"

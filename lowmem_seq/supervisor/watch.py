@@ -6,7 +6,7 @@ import functools
 import os
 import time
 
-from lowmem_seq.memory.readings import MachineMemory, MemoryReader, system_reader
+from lowmem_seq.memory.readings import MachineMemory, MemoryReader, peak_so_far, system_reader
 from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
@@ -73,6 +73,11 @@ class MemoryWatch:
         self._screen.show_memory(self._tree_bytes, self._peak_bytes, self._cap_bytes)
         if now - self._recorded_at > SECONDS_A_MEMORY_EVENT:
             self.record()
+
+    def hear_peak(self, peak_bytes: int) -> None:
+        """Take in the most that the trainer saw itself hold; it tells so before it sets its peak back, or ends."""
+        own_bytes = peak_so_far(self._reader, os.getpid())
+        self._peak_bytes = max(self._peak_bytes, peak_bytes + own_bytes)
 
     def record(self) -> None:
         """Look at the machine, and write what was seen to the events."""

@@ -6,6 +6,7 @@ It is started by the supervisor, speaks JSON lines (see channel.py), and ends wi
 from __future__ import annotations
 
 import faulthandler
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError
 from lowmem_seq.memory.limit import system_limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
+from lowmem_seq.memory.readings import peak_so_far, system_reader
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.shortage import StartAnew, leave
 
@@ -30,7 +32,10 @@ def main() -> int:
         run = open_run(Path(sys.argv[1]))
         with run.writing(SECONDS_TO_SAVE):  # one that lost its supervisor while it was starting may have come first
             run.remove_leftovers()
-            return _train(run, channel)
+            try:
+                return _train(run, channel)
+            finally:
+                channel.say({"event": "peak", "bytes": peak_so_far(system_reader(), os.getpid())})
     except LowmemSeqError as error:
         channel.say_error(error)
         return error.exit_code

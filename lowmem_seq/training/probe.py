@@ -22,6 +22,7 @@ from lowmem_seq.channel import Channel
 from lowmem_seq.errors import LowmemSeqError
 from lowmem_seq.memory.footprint import Facts
 from lowmem_seq.memory.governor import SilentGovernor
+from lowmem_seq.memory.limit import system_limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.plan import Measurement, Plan, Setting
 from lowmem_seq.memory.readings import system_reader
@@ -138,6 +139,7 @@ def _open(run: RunFolder, request: Request, channel: Channel) -> Training:
 def main() -> int:
     """Probe the run that the command line names, and say the result."""
     began = time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
+    system_limit().set(sys.maxsize)  # it was for the libraries; what is computed bounds itself (measuring.py)
     channel = Channel(saves=False)
     try:
         run = open_run(Path(sys.argv[1]))

@@ -77,5 +77,11 @@ def open_training(
     accelerator = make_accelerator(plan.device, plan.precision)
     state = TrainingState(make_model(config, len(parts.classes)).to(accelerator.device), config.recipe)
     if governor is None:
-        governor = Governor(system_reader(), os.getpid(), plan.cap_bytes - plan.others_bytes, limit=limit)
+        governor = Governor(
+            system_reader(),
+            os.getpid(),
+            plan.cap_bytes - plan.others_bytes,
+            limit=limit,
+            tell_peak=lambda peak_bytes: channel.say({"event": "peak", "bytes": peak_bytes}),
+        )
     return Training(run, config, plan, pack, parts, state, accelerator, channel, governor)

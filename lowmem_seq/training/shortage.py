@@ -15,7 +15,7 @@ from lowmem_seq.channel import Channel
 from lowmem_seq.errors import DiskError
 from lowmem_seq.memory.limit import Limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
-from lowmem_seq.memory.readings import system_reader
+from lowmem_seq.memory.readings import peak_so_far, system_reader
 from lowmem_seq.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def leave(
         for_want_of_memory: whether an allocation failed.
     """
     reader, pid = system_reader(), os.getpid()
-    held = max(reader.held_bytes(pid), reader.peak_bytes(pid) or 0)
+    held = peak_so_far(reader, pid)
     machine_is_short = reader.machine().is_short
     limit.raise_by(RESERVE_BYTES)
     words = (str(cause) or type(cause).__name__).splitlines()[0][:LONGEST_WORDS]

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
 
+from lowmem_seq.errors import UsageError
 from lowmem_seq.memory.environment import (
     ALLOCATORS,
+    HIGH_WATERMARK,
+    LOW_WATERMARK,
+    MOST_WATERMARK,
     VARIABLES,
     mps_environment,
+    mps_environment_as_usual,
     told_allocator,
     training_environment,
     usable_allocators,
@@ -44,6 +50,11 @@ def test_what_the_user_set_stays_but_for_the_plan_s_threads(monkeypatch: pytest.
     assert training_environment(2, "huge") == kept
 
 
+def test_what_a_plan_may_not_hold_is_left_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active, please")
+    assert training_environment(2, "default") == {"OMP_NUM_THREADS": "2"}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is of Linux")
 def test_glibc_can_be_fast_or_lean_unless_the_user_chose() -> None:
     assert usable_allocators() == ("huge", "lean")
@@ -75,4 +86,74 @@ def test_an_apple_gpu_is_bounded_by_both_watermarks() -> None:
         "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "0.5000",
         "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.4500",
     }
-    assert mps_environment(60 * 10**9, 6 * 10**9)["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] == "1.7000"
+    assert watermarks(60 * 10**9) == ("1.7000", "1.4000")
+    assert watermarks(1) == ("0.0001", "0.0001")  # 0 would be no bound at all
+
+
+def watermarks(room_bytes: int) -> tuple[str, str]:
+    """The high and the low one that a trainer is started with, on a GPU whose recommended size is 6 GB."""
+    told = mps_environment(room_bytes, 6 * 10**9)
+    assert set(told) == {HIGH_WATERMARK, LOW_WATERMARK}
+    assert all(VARIABLES[name].fullmatch(text) for name, text in told.items())
+    return told[HIGH_WATERMARK], told[LOW_WATERMARK]
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "told"),
+    [
+        ("0.3", None, ("0.3000", "0.2700")),
+        ("1", None, ("1.0000", "0.4500")),  # given back as if the bound were ours, which lies below
+        ("0", None, ("0.0000", "0.4500")),
+        ("0.0", "0", ("0.0000", "0.0000")),
+        ("0.0", "1.9", ("0.0000", "1.9000")),
+        (None, "0.2", ("0.5000", "0.2000")),
+        (None, "0", ("0.5000", "0.0000")),
+        (None, "1.4", ("0.5000", "0.5000")),
+        ("1.4", "1.2", ("1.4000", "1.2000")),
+        ("0.7", "1.4", ("0.7000", "0.7000")),
+        (" 2 ", "2", ("2.0000", "2.0000")),
+        ("1e-9", None, ("0.0001", "0.0001")),
+    ],
+)
+def test_what_the_user_set_of_the_watermarks_stays_and_torch_takes_both(
+    monkeypatch: pytest.MonkeyPatch, high: str | None, low: str | None, told: tuple[str, str]
+) -> None:
+    for name, text in ((HIGH_WATERMARK, high), (LOW_WATERMARK, low)):
+        if text is not None:
+            monkeypatch.setenv(name, text)
+    assert watermarks(3 * 10**9) == told
+    assert float(told[1]) <= (float(told[0]) or MOST_WATERMARK)  # what setLowWatermarkRatio asks for
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "told"),
+    [
+        (None, None, ("1.7000", "1.4000")),  # torch's own
+        ("0.7", None, ("0.7000", "0.6300")),
+        (None, "1.9", ("1.7000", "1.7000")),
+        ("0", None, ("0.0000", "1.4000")),
+    ],
+)
+def test_torch_starts_with_what_the_user_set_before_the_gpu_is_known(
+    monkeypatch: pytest.MonkeyPatch, high: str | None, low: str | None, told: tuple[str, str]
+) -> None:
+    for name, text in ((HIGH_WATERMARK, high), (LOW_WATERMARK, low)):
+        if text is not None:
+            monkeypatch.setenv(name, text)
+    assert mps_environment_as_usual() == dict(zip((HIGH_WATERMARK, LOW_WATERMARK), told, strict=True))
+
+
+@pytest.mark.parametrize("name", [HIGH_WATERMARK, LOW_WATERMARK])
+@pytest.mark.parametrize("text", ["", "all", "-1", "2.1", "nan", "inf"])
+def test_a_watermark_that_torch_would_not_take_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError, match=re.escape(f"{name} is {text!r}, and torch takes a number from 0 to 2")):
+        mps_environment(3 * 10**9, 6 * 10**9)
+
+
+@pytest.mark.parametrize("name", [HIGH_WATERMARK, LOW_WATERMARK])
+@pytest.mark.parametrize(("text", "is_one"), [("0", True), ("1", True), ("1.4", True), ("x", False), ("1.", False)])
+def test_a_plan_may_hold_any_plain_number_for_a_watermark(name: str, text: str, is_one: bool) -> None:
+    assert (VARIABLES[name].fullmatch(text) is not None) is is_one

@@ -289,6 +289,19 @@ def test_a_run_does_not_grow_where_its_own_cap_has_no_room(world: World) -> None
     assert world.look(1.0, bytes_to_grow=200_000_000) is not None
 
 
+def test_a_peak_is_told_before_it_is_set_back() -> None:
+    told: list[int] = []
+    reader = Reader()
+    governor = Governor(reader, PID, ROOM, tell_peak=told.append)
+    reader.hold(600_000_000, peak=985_000_000)
+    assert governor.look(None) is None  # caches are given back, and the peak is set back
+    assert reader.peaks[PID] == 600_000_000
+    assert told == [985_000_000]
+    reader.hold(650_000_000, peak=700_000_000)
+    governor.changed(Advice("grow", "a test"))
+    assert told == [985_000_000, 700_000_000]
+
+
 def test_where_nothing_smaller_is_left_the_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, bound = Reader(), FakeLimit()
     monkeypatch.setattr(reader, "data_bytes", lambda pid: ROOM)

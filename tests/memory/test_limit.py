@@ -128,6 +128,11 @@ def test_the_structure_is_as_large_as_windows_says() -> None:
     assert ctypes.sizeof(ExtendedLimits) == 144
 
 
+def test_a_process_has_one_limit() -> None:
+    """A second job of Windows could only be tighter than the first."""
+    assert system_limit() is system_limit()
+
+
 def test_macos_enforces_nothing_and_says_so() -> None:
     limit = system_limit("darwin")
     assert limit.name is None

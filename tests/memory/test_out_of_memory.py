@@ -24,6 +24,7 @@ MESSAGES = {
     "C++": "std::bad_alloc",
     "Python": "Traceback (most recent call last):\nMemoryError",
     "numpy": "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.45 GiB for an array",
+    "OpenBLAS, while it is loaded": "OpenBLAS error: Memory allocation still failed after 10 retries, giving up.",
     "Linux and macOS (ENOMEM)": "[Errno 12] Cannot allocate memory",
     "Windows (error 8)": "[WinError 8] Not enough memory resources are available to process this command",
     "Windows (error 14)": "[WinError 14] Not enough storage is available to complete this operation",

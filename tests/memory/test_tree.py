@@ -178,6 +178,17 @@ def test_new_processes_are_looked_for_every_few_seconds_only() -> None:
     assert reader.searches == 2
 
 
+def test_a_tree_can_be_searched_more_often() -> None:
+    clock, reader = Clock(), FakeReader(held={1: 100, 2: 20})
+    tree = ProcessTree(1, reader, clock, seconds_between_searches=0.25)
+    assert tree.held_bytes() == 100
+    reader.family = [2]
+    clock.seconds += 0.2
+    assert tree.held_bytes() == 100
+    clock.seconds += 0.1
+    assert tree.held_bytes() == 120
+
+
 def test_a_process_that_has_ended_is_forgotten() -> None:
     """Its number may be given to a process of somebody else's."""
     reader = FakeReader(held={1: 100, 2: 20}, family=[2])

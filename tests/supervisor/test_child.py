@@ -3,28 +3,45 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lowmem_seq.errors import DataError, LowmemSeqError
+from lowmem_seq.memory.out_of_memory import died_for_memory
 from lowmem_seq.supervisor import child as module
 from lowmem_seq.supervisor.child import LAST_LINES, Child, Message
+from tests.builders import SECONDS_FOR_A_PROCESS
 
 Start = Callable[..., Child]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """Starts a child that runs these lines of Python."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a child that runs these lines of Python; one that does not end is ended, so that no test waits on."""
+    patience: list[threading.Timer] = []
 
     def begin(*lines: str, log: Path | None = None, **environment: str) -> Child:
         (tmp_path / "one_child.py").write_text("\n".join(["import json, os, sys", *lines]), encoding="utf-8")
-        return Child("one_child", "argument", environment={"PYTHONPATH": str(tmp_path), **environment}, log=log)
+        child = Child("one_child", "argument", environment={"PYTHONPATH": str(tmp_path), **environment}, log=log)
+        patience.append(threading.Timer(SECONDS_FOR_A_PROCESS, child.kill))
+        patience[-1].start()
+        return child
 
-    return begin
+    yield begin
+    for timer in patience:
+        timer.cancel()
+
+
+def soft_limit() -> int:
+    """This process's own bound on its data segment."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
 
 
 def said(child: Child) -> list[Message | None]:
@@ -157,7 +174,46 @@ def test_a_log_that_cannot_be_written_holds_no_child_up(start: Start, tmp_path: 
     began = time.monotonic()
     said(child)
     assert child.wait() == 0
-    assert time.monotonic() - began < 60.0
+    assert time.monotonic() - began < SECONDS_FOR_A_PROCESS
+
+
+LAUNCHER = """
+import subprocess
+real = "import os, time; print(json.dumps({'pid': os.getpid()}), flush=True); time.sleep(600)"
+sys.exit(subprocess.call([sys.executable, "-c", "import json;" + real]))
+"""
+
+
+def test_what_a_child_only_launched_is_ended_with_it(start: Start) -> None:
+    """As the python.exe of a virtual environment on Windows; it would hold the pipes open for ever."""
+    child = start(LAUNCHER)
+    (told,) = [message for message in [next(child.messages(SECONDS_FOR_A_PROCESS))] if message is not None]
+    assert told["pid"] != child.process.pid
+    real = psutil.Process(told["pid"])
+    child.kill()
+    assert psutil.wait_procs([real], timeout=SECONDS_FOR_A_PROCESS)[1] == []
+    assert child.was_killed(child.wait()) is (sys.platform != "win32")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_a_child_is_bounded_before_it_loads_its_libraries(tmp_path: Path) -> None:
+    words = "import json, resource; print(json.dumps({'soft': resource.getrlimit(resource.RLIMIT_DATA)[0]}))"
+    (tmp_path / "one_child.py").write_text(words)
+    for limit_bytes, soft in ((150 * 10**6, 150 * 10**6), (None, soft_limit())):
+        child = Child("one_child", environment={"PYTHONPATH": str(tmp_path)}, limit_bytes=limit_bytes)
+        assert said(child) == [{"soft": soft}]
+        assert child.wait() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+@pytest.mark.parametrize("megabytes", [50, 80, 150])
+def test_libraries_that_pass_the_bound_are_not_loaded_for_want_of_memory(tmp_path: Path, megabytes: int) -> None:
+    (tmp_path / "one_child.py").write_text("import torch")
+    child = Child("one_child", environment={"PYTHONPATH": str(tmp_path)}, limit_bytes=megabytes * 10**6)
+    assert said(child) == []
+    code = child.wait()
+    assert code != 0
+    assert child.ran_out_of_memory or died_for_memory(code, limited=True)
 
 
 @pytest.mark.parametrize("name", ["lowmem_seq/__init__.py", "filelock.py", "json.py", "sitecustomize.py"])

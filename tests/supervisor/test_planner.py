@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -37,10 +37,15 @@ ALLOCATORS = ("huge", "lean")
 class Reader:
     """A system on which every process holds 40 MB."""
 
-    def held_bytes(self, _pid: int) -> int:
-        return SUPERVISOR
-
     available = 4000 * MB
+    launched: ClassVar[dict[int, int]] = {}
+    """What a child has started, and what that holds."""
+
+    def held_bytes(self, pid: int) -> int:
+        return self.launched.get(pid, SUPERVISOR)
+
+    def descendants(self, _pid: int) -> list[int]:
+        return list(self.launched)
 
     def machine(self) -> MachineMemory:
         return MachineMemory(8000 * MB, self.available, 0)
@@ -68,6 +73,8 @@ class World:
     """How many looks a child has time for."""
     ends_with: int | None = None
     """How a child ends at its first look; None: as it should."""
+    ends_loading_with: int | None = None
+    """How a child with a limit ends while it loads its libraries; None: it does not."""
     measures_the_least: bool = False
     """Whether a child that is asked for one setting alone measures it all the same."""
     error: Message | None = None
@@ -91,10 +98,19 @@ class FakeChild:
     config: Any
 
     def __init__(
-        self, module: str, run: str, request: str, known: str, environment: dict[str, str], log: Path
+        self,
+        module: str,
+        run: str,
+        request: str,
+        known: str,
+        environment: dict[str, str],
+        log: Path,
+        limit_bytes: int | None,
     ) -> None:
         assert (module, Path(run).is_dir(), log.name) == ("lowmem_seq.training.probe", True, "trainer.log")
         self.request, self.known = json.loads(request), knowledge_from_json(json.loads(known))
+        self.limited = limit_bytes is not None
+        assert limit_bytes == (None if self.request["only"] else self.request["budget_bytes"])
         self.world.children.append(self.request)
         self.world.environments.append(environment)
         self.process = type("Process", (), {"pid": 1})
@@ -109,6 +125,9 @@ class FakeChild:
         yield None
         if self.killed:
             self.code = -9
+            return
+        if self.limited and world.ends_loading_with is not None:
+            self.code = world.ends_loading_with
             return
         yield {"event": "facts", **asdict(FACTS)}
         yield None
@@ -157,6 +176,10 @@ class FakeChild:
 
     def kill(self) -> None:
         self.killed = True
+
+    @property
+    def told_an_error(self) -> bool:
+        return self.world.error is not None
 
     @property
     def ran_out_of_memory(self) -> bool:
@@ -215,6 +238,16 @@ def test_the_plan_is_the_fastest_that_fits_written_down_and_told(bench: Bench) -
     assert event["micro_batch"] == 16
     assert event["chosen"] == asdict(plan.chosen)
     assert bench.world.environments[0]["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize(("system", "told"), [("darwin", "0.2700"), ("linux", None)])
+def test_torch_starts_in_a_child_on_a_mac_where_the_user_set_one_watermark(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, system: str, told: str | None
+) -> None:
+    monkeypatch.setenv("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "0.3")
+    monkeypatch.setattr(planner, "sys", SimpleNamespace(platform=system))
+    bench.plan(4000 * MB)
+    assert bench.world.environments[0].get("PYTORCH_MPS_LOW_WATERMARK_RATIO") == told
 
 
 def test_without_a_cap_a_share_of_what_is_available_is_taken(bench: Bench) -> None:
@@ -315,6 +348,47 @@ def test_a_child_that_passes_the_cap_while_it_loads_is_ended_and_a_cap_named_all
     assert [child["only"] is None for child in bench.world.children] == [True, False, False]
     cap = parse_bytes(caught.value.hint.rpartition("--max-ram ")[2])
     assert bench.plan(cap).plan.predicted_peak_bytes <= cap
+
+
+def test_what_a_child_launched_counts_while_it_loads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual environment on Windows, whose python.exe only starts the interpreter."""
+    monkeypatch.setattr(Reader, "launched", {7: 300 * MB})
+    with pytest.raises(CapTooSmallError):
+        bench.plan(340 * MB)  # the launcher holds 40, the supervisor 44
+    assert [child["only"] is None for child in bench.world.children] == [True, False, False]
+    bench.plan(400 * MB)
+    assert bench.world.children[0]["only"] is None
+    assert len(bench.world.children) > 1
+
+
+def test_a_later_child_is_ended_too_that_passes_the_cap_while_it_loads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.plan(4000 * MB)
+    monkeypatch.setattr(Reader, "launched", {7: 600 * MB})
+    bench.plan(600 * MB)
+    limited = [child for child in bench.world.children if child["only"] is None]
+    assert len(limited) == 1  # and it was ended before it measured anything, since nothing was learned
+
+
+@pytest.mark.parametrize("code", [1, 127, -signal.SIGABRT, -signal.SIGSEGV, DOES_NOT_FIT])
+def test_a_child_whose_libraries_met_its_limit_is_followed_by_one_without_and_a_cap_is_named(
+    bench: Bench, code: int
+) -> None:
+    bench.world.ends_loading_with = code
+    with pytest.raises(CapTooSmallError) as caught:
+        bench.plan(300 * MB)
+    assert [child["only"] is None for child in bench.world.children] == [True, False, False]
+    bench.world.ends_loading_with = None
+    cap = parse_bytes(caught.value.hint.rpartition("--max-ram ")[2])
+    assert bench.plan(cap).plan.predicted_peak_bytes <= cap
+
+
+def test_a_defect_while_a_child_loads_is_told_by_the_child_without_a_limit(bench: Bench) -> None:
+    bench.world.ends_loading_with = bench.world.ends_with = 1
+    with pytest.raises(LowmemSeqError, match=r"^planner$"):
+        bench.plan(4000 * MB)
+    assert [child["only"] is None for child in bench.world.children] == [True, False]
 
 
 def test_where_the_machine_itself_runs_short_no_cap_can_be_named(

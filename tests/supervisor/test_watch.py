@@ -83,6 +83,16 @@ def test_a_peak_between_two_samples_is_recorded(watched: Watched) -> None:
     assert watched.recorded()[-1]["peak_tree_bytes"] == 970
 
 
+def test_a_peak_that_the_trainer_set_back_between_two_samples_is_recorded(watched: Watched) -> None:
+    watched.reader.peaks = {os.getpid(): 120}
+    watched.hold(500)
+    watched.watch.hear_peak(830)
+    watched.watch.hear_peak(700)
+    watched.hold(600)
+    watched.watch.record()
+    assert watched.recorded()[-1]["peak_tree_bytes"] == 950
+
+
 def test_the_child_counts_from_the_first_sample_without_a_search(watched: Watched) -> None:
     watched.hold(500, 600, 700, seconds_apart=0.2)
     assert watched.reader.searches == 1

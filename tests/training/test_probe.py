@@ -20,7 +20,7 @@ from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training import measuring
 from lowmem_seq.training.measuring import PeakSampler, Probe, cut
 from lowmem_seq.training.session import open_training, read_plan
-from tests.builders import SECONDS_FOR_A_PROCESS, make_run, names, tiny_config
+from tests.builders import SECONDS_FOR_A_PROCESS, Heard, make_run, names, tiny_config
 
 MB = 10**6
 PEAKS = """
@@ -65,17 +65,6 @@ def test_who_passes_the_budget_hears_of_it_at_once() -> None:
 def test_a_step_is_cut_like_the_loop_cuts_it() -> None:
     assert cut(10, 4) == [(0, 4), (4, 8), (8, 10)]
     assert cut(8, 8) == [(0, 8)]
-
-
-class Heard(Channel):
-    """A channel that keeps what is said."""
-
-    def __init__(self) -> None:
-        super().__init__(listen=False)
-        self.said: list[dict[str, Any]] = []
-
-    def say(self, message: dict[str, Any]) -> None:
-        self.said.append(message)
 
 
 @pytest.mark.parametrize("setting", [Setting(8, 1), Setting(5, 2), Setting(3, 1, 2)])
@@ -136,6 +125,25 @@ def probe_in_a_process(run: RunFolder, request: Request, known: Knowledge | None
 
 
 ONE = ("default",)
+PLENTY, NO_TIME = Request(8000 * MB, ONE, "default", 60.0), Request(8000 * MB, ONE, "default", 0.1)
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory: pytest.TempPathFactory, tiny_pack: Pack) -> RunFolder:
+    """A run that probing processes look at; they leave nothing in it."""
+    return make_run(tmp_path_factory.mktemp("probe") / "run", tiny_pack, tiny_config())
+
+
+@pytest.fixture(scope="module")
+def whole_search(looked_at: RunFolder) -> Probed:
+    """What one process came to that had memory and time enough."""
+    return probe_in_a_process(looked_at, PLENTY)
+
+
+@pytest.fixture(scope="module")
+def hurried_search(looked_at: RunFolder) -> Probed:
+    """What one process came to that had no time."""
+    return probe_in_a_process(looked_at, NO_TIME)
 
 
 class FixedPeaks(PeakSampler):
@@ -159,8 +167,8 @@ def test_large_images_get_room_for_what_their_next_steps_add(
         assert large.data_bytes - small.data_bytes == pytest.approx(80 * MB, abs=MB)
 
 
-def test_with_plenty_of_memory_the_whole_search_is_done_by_one_process(run: RunFolder) -> None:
-    probed = probe_in_a_process(run, Request(8000 * MB, ONE, "default", 60.0))
+def test_with_plenty_of_memory_the_whole_search_is_done_by_one_process(whole_search: Probed) -> None:
+    probed = whole_search
     assert probed.code == 0, probed.errors
     (facts,) = probed.of("facts")
     assert facts["layers"] == 2
@@ -176,19 +184,20 @@ def test_with_plenty_of_memory_the_whole_search_is_done_by_one_process(run: RunF
         assert all(one["data_bytes"] > 50 * MB for one in measured)
 
 
-def test_a_process_without_time_says_that_it_gave_up_once_something_is_known(run: RunFolder) -> None:
-    probed = probe_in_a_process(run, Request(8000 * MB, ONE, "default", 0.1))
+def test_a_process_without_time_says_that_it_gave_up_once_something_is_known(hurried_search: Probed) -> None:
+    probed = hurried_search
     assert probed.code == 0, probed.errors
     assert len(probed.of("measured")) == 1
     assert probed.said[-1] == {"event": "gave_up"}
 
 
-def test_a_process_that_can_t_hold_to_its_budget_ends_with_a_word_of_its_own(run: RunFolder) -> None:
-    first = probe_in_a_process(run, Request(8000 * MB, ONE, "default", 0.1))
-    (facts,) = first.of("facts")
-    (point,) = first.of("measured")
+def test_a_process_that_can_t_hold_to_its_budget_ends_with_a_word_of_its_own(
+    looked_at: RunFolder, hurried_search: Probed
+) -> None:
+    (facts,) = hurried_search.of("facts")
+    (point,) = hurried_search.of("measured")
     budget = (facts["libraries_bytes"] + point["peak_bytes"]) // 2
-    probed = probe_in_a_process(run, Request(budget, ONE, "default", 60.0))
+    probed = probe_in_a_process(looked_at, Request(budget, ONE, "default", 60.0))
     assert probed.code == DOES_NOT_FIT, probed.errors
     assert probed.of("measured") == []
     assert probed.said[-1]["event"] == "probing"
@@ -202,13 +211,13 @@ def test_a_setting_that_is_asked_for_alone_is_measured_whatever_it_holds(run: Ru
     assert point["peak_bytes"] > SHARE_OF_BUDGET * MB
 
 
-def test_what_is_known_is_not_measured_again(run: RunFolder) -> None:
-    first = probe_in_a_process(run, Request(8000 * MB, ONE, "default", 60.0))
+def test_what_is_known_is_not_measured_again(looked_at: RunFolder, whole_search: Probed) -> None:
     known = Knowledge().to_json()
-    facts = {key: value for key, value in first.of("facts")[0].items() if key != "event"}
+    facts = {key: value for key, value in whole_search.of("facts")[0].items() if key != "event"}
     points = [
-        {key: value for key, value in one.items() if key not in ("event", "fresh")} for one in first.of("measured")
+        {key: value for key, value in one.items() if key not in ("event", "fresh")}
+        for one in whole_search.of("measured")
     ]
     told = knowledge_from_json({**known, "facts": facts, "measured": points})
-    second = probe_in_a_process(run, Request(8000 * MB, ONE, "default", 60.0), told)
+    second = probe_in_a_process(looked_at, PLENTY, told)
     assert [message["event"] for message in second.said] == ["facts"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,12 +9,18 @@ import pytest
 from lowmem_seq.channel import Channel
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import NoCheckpointError, UsageError
+from lowmem_seq.memory.governor import Advice
+from lowmem_seq.memory.readings import peak_so_far, system_reader
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.child import Child
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training, read_plan
 from lowmem_seq.training.state import Counters
-from tests.builders import make_run, names, tiny_config
+from tests.builders import Heard, make_run, names, tiny_config
 from tests.checkpoint.builders import flip_a_bit
+
+NOISE_BYTES = 2**20
+"""Linux sums up its counters of pages with a delay."""
 
 
 def opened(run: RunFolder) -> Training:
@@ -56,6 +63,28 @@ def test_a_checkpoint_that_is_passed_over_is_told(saved: RunFolder) -> None:
         "step-00000002 does not verify (model.safetensors has changed since it was written); "
         "set aside as broken-step-00000002"
     ]
+
+
+def test_the_supervisor_hears_of_a_peak_before_it_is_set_back(run: RunFolder) -> None:
+    channel = Heard()
+    governor = open_training(run, read_plan(run), channel).setting.governor
+    before = peak_so_far(system_reader(), os.getpid()) - NOISE_BYTES
+    governor.changed(Advice("shrink", "a test"))
+    (told,) = channel.said
+    assert told["event"] == "peak"
+    assert told["bytes"] >= before
+
+
+def test_a_trainer_tells_its_peak_as_its_last_word(tmp_path: Path, tiny_pack: Pack) -> None:
+    run = make_run(tmp_path / "run", tiny_pack, tiny_config("steps=1"))
+    child = Child("lowmem_seq.training", str(run.path))
+    highest, last = 0, None
+    for message in child.messages(0.005):
+        highest, last = max(highest, system_reader().peak_bytes(child.process.pid) or 0), message or last
+    assert child.wait() == 0
+    assert last is not None
+    assert last["event"] == "peak"
+    assert last["bytes"] >= highest - NOISE_BYTES > 0
 
 
 @pytest.mark.parametrize("gone", ["the folder", "all in it"])
