@@ -1,28 +1,35 @@
 # make demo   train Small on the embedded dataset, from nothing to a tested model
-# make test   the tests that fit into a few minutes
+# make test   the tests that fit into a few minutes: those that take over 20 s are left out
+# make test-all   all tests, which CI runs
 # make check  format, lint, types, and which room may import which
 # make results CIFAR10=PATH   the figures of docs/results.md, from a zip or folder train/CLASS + test/CLASS
-# make soak   kill runs a thousand times, let memory run out, watch the cap: a piece of about half an hour; repeat it
+# make soak   kill runs a thousand times, let memory run out, watch the cap, find the least one: a piece of about half
+#             an hour; repeat it. The slope of memory needs half an hour in one go, once, at the end of the first piece
 # make peers  timm, apart from the environment, for the parity tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers
-# of each of the four parts of a piece of `make soak`; a part that is done takes none
-MINUTES ?= 8
+# of each of the parts of a piece of `make soak` but the last; a part that is done takes none
+MINUTES ?= 6
+# of the last one
+SLOPE_MINUTES ?= 30
 # Linux: torch's own index has builds without CUDA (0.2 GB instead of 5). Elsewhere the default index has them.
 TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep -E "^torch(vision)?==" constraints.txt)
 INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: demo test check results soak peers clean
+.PHONY: demo test test-all check results soak peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lowmem-seq train small --data shapes --epochs 20 --max-ram 2GB
 
 test: $(VENV)/.installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 check: $(VENV)/.installed
@@ -39,6 +46,8 @@ soak: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.soak --preset small --kills 300 --minutes $(MINUTES)
 	$(BIN)/python -m benchmarks.shortages --failures 100 --minutes $(MINUTES)
 	$(BIN)/python -m benchmarks.caps --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.least --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.slope --minutes $(SLOPE_MINUTES)
 
 peers: $(PEERS)/.installed
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from lowmem_seq import files
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.runs.folder import RunFolder
 from tests.builders import make_run, tiny_config
 from tests.data.builders import write_pack
+from tests.disks import UnsyncedDisk
 from tests.sessions import Stories, telling, train_undisturbed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores spin (docs/log.md)
 settings.register_profile("lowmem", deadline=None, max_examples=40)  # no deadline: the machines are noisy
 settings.load_profile("lowmem")
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup; what is ignored here, a child would ignore as well
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +46,13 @@ def tiny_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 def run(tmp_path: Path, tiny_pack: Pack) -> RunFolder:
     """A run of the preset `tiny` on the tiny pack, before its first step."""
     return make_run(tmp_path / "run", tiny_pack, tiny_config())
+
+
+@pytest.fixture
+def unsynced() -> Iterator[None]:
+    """A disk that does not wait, for tests that write so often that waiting would be most of their time."""
+    with files.using(UnsyncedDisk()):
+        yield
 
 
 @pytest.fixture(scope="session")

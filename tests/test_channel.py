@@ -10,7 +10,7 @@ import pytest
 
 from lowmem_seq.channel import STOP_SIGNALS, Channel
 from lowmem_seq.errors import DataError, StoppedError
-from tests.builders import end, read_line, start_python
+from tests.builders import SECONDS_FOR_A_PROCESS, end, read_line, start_python
 
 CHILD = """
 import sys, time
@@ -57,7 +57,7 @@ def tell(process: subprocess.Popen[str], words: str) -> None:
 def test_stop_is_heard_while_the_line_stays_open(child: subprocess.Popen[str]) -> None:
     tell(child, "stop")
     assert json.loads(read_line(child)) == {"event": "stopped"}
-    assert child.wait(timeout=10) == 0
+    assert child.wait(SECONDS_FOR_A_PROCESS) == 0
 
 
 def test_other_words_are_passed_over(child: subprocess.Popen[str]) -> None:
@@ -97,7 +97,7 @@ def test_a_signal_that_reaches_the_child_is_a_wish_to_stop_also_when_it_comes_tw
     for _ in range(2):
         child.send_signal(number)
     assert json.loads(read_line(child)) == {"event": "stopped"}
-    assert child.wait(timeout=10) == 0
+    assert child.wait(SECONDS_FOR_A_PROCESS) == 0
 
 
 @POSIX_SIGNALS
@@ -105,7 +105,7 @@ def test_a_signal_ends_a_child_that_saves_nothing() -> None:
     process = start_python(CHILD, "saves nothing")
     assert json.loads(read_line(process))["event"] == "ready"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.wait(SECONDS_FOR_A_PROCESS) == -signal.SIGTERM
     assert end(process)[1] == ""
 
 

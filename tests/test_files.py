@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
-import math
 import os
 import signal
 import sys
@@ -11,12 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lowmem_seq import files
 from lowmem_seq.files import (
-    LARGEST_JSON_BYTES,
     REMOVED_MARK,
     append_line,
     building_folder,
@@ -26,19 +20,14 @@ from lowmem_seq.files import (
     name_wanted,
     needing,
     placing,
-    read_json,
-    read_limited,
     remove_folder,
-    remove_leftover,
     rename,
-    sha256_of,
     sync_written,
     temporary_beside,
-    write_json,
     write_text,
     writing,
 )
-from tests.builders import NEEDS_LINKS, end, names, read_line, start_python
+from tests.builders import end, names, read_line, start_python
 from tests.disks import RefusingDisk
 
 
@@ -286,137 +275,6 @@ def test_the_disk_before_is_used_again_after_a_block_also_after_an_error(folder:
     assert (len(outer.asked), len(inner.asked)) == (3, 0)
 
 
-WRITERS: dict[str, Callable[[Path, str], None]] = {
-    "write_text": write_text,
-    "placing": place,
-    "building_folder": build,
-    "building_folder, replacing": rebuild,
-}
-
-
-def found(path: Path) -> str | None:
-    """The content of a file, or of the files in a folder; None where there is nothing."""
-    if path.is_dir():
-        return "".join(inside.read_text() for inside in path.iterdir())
-    return path.read_text() if path.exists() else None
-
-
-@pytest.mark.parametrize("to_the_end", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("old", [None, "old"])
-@pytest.mark.parametrize("kind", WRITERS)
-def test_wherever_the_disk_refuses_the_old_or_the_new_is_there_and_the_rest_has_temporary_names(
-    tmp_path: Path, kind: str, old: str | None, to_the_end: bool
-) -> None:
-    write = WRITERS[kind]
-
-    def attempt(refuse_at: int | None) -> tuple[Path, int, bool]:
-        """The folder after a write that was refused there, the requests, and whether it succeeded all the same."""
-        folder = tmp_path / f"refused at {refuse_at}"
-        folder.mkdir()
-        if old is not None:
-            write(folder / "x", old)
-        disk = RefusingDisk(refuse_at, to_the_end)
-        try:
-            with files.using(disk):
-                write(folder / "x", "new")
-        except OSError:
-            return folder, len(disk.asked), False
-        return folder, len(disk.asked), True
-
-    undisturbed, requests, _ = attempt(None)
-    assert names(undisturbed) == ["x"]
-    for number in range(requests):
-        folder, _, done = attempt(number)
-        assert {path.name for path in folder.iterdir() if not is_temporary(path)} <= {"x"}
-        if done:
-            assert found(folder / "x") == found(undisturbed / "x")
-        elif not to_the_end:
-            assert found(folder / "x") in {old, "new"}
-        else:  # nobody could give the old one its name back; it is there all the same
-            assert found(folder / "x") in {old, "new", None}
-            assert old is None or {found(path) for path in folder.iterdir()} & {old, "new"}
-
-
-@pytest.mark.parametrize("refuse_at", [0, 1])
-def test_a_write_that_is_refused_leaves_nothing_behind(folder: Path, refuse_at: int) -> None:
-    write_text(folder / "plan.json", "old")
-    disk = RefusingDisk(refuse_at)
-    with pytest.raises(OSError, match="error"), files.using(disk):
-        write_text(folder / "plan.json", "new")
-    assert disk.asked[-1] == "remove file plan.json~"
-    assert names(folder) == ["plan.json"]
-    assert (folder / "plan.json").read_text() == "old"
-
-
-def test_where_the_new_folder_can_not_take_the_name_the_old_one_gets_it_back(folder: Path) -> None:
-    rebuild(folder / "pack", "old")
-    disk = RefusingDisk(refuse_at=3)
-    with pytest.raises(OSError, match="error"), files.using(disk):
-        rebuild(folder / "pack", "new")
-    assert disk.asked[2:] == [
-        "rename pack to pack~",
-        "rename pack~ to pack",
-        "rename pack~ to pack",
-        "remove tree pack~",
-    ]
-    assert names(folder) == ["pack"]
-    assert found(folder / "pack") == "old"
-
-
-def test_a_replaced_folder_that_can_not_be_deleted_is_left_under_a_temporary_name(folder: Path) -> None:
-    rebuild(folder / "pack", "old")
-    disk = RefusingDisk(refuse_at=5)
-    with files.using(disk):
-        rebuild(folder / "pack", "new")
-    assert disk.asked[5:] == ["remove tree pack~"]
-    assert found(folder / "pack") == "new"
-    assert {name_wanted(path) for path in folder.iterdir()} == {"pack"}
-    assert [found(path) for path in folder.iterdir() if is_temporary(path)] == ["old"]
-
-
-def test_a_removal_that_is_refused_leaves_the_folder_or_a_temporary_name(folder: Path) -> None:
-    for refuse_at, left in ((0, False), (1, True), (2, True)):
-        build(folder / "pack", "old")
-        with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at)):
-            remove_folder(folder / "pack")
-        assert [is_temporary(path) for path in folder.iterdir()] == [left]
-        remove_leftover(next(folder.iterdir()))
-
-
-@pytest.mark.parametrize("refuse_at", range(4))
-def test_folders_that_are_refused_may_be_made_again(folder: Path, refuse_at: int) -> None:
-    with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at)):
-        make_folder(folder / "a" / "b")
-    assert (folder / "a").exists() == (refuse_at > 0)
-    make_folder(folder / "a" / "b")
-    assert (folder / "a" / "b").is_dir()
-
-
-def test_a_line_that_is_refused_leaves_the_file_as_it_was(folder: Path) -> None:
-    append_line(folder / "log", b"one")
-    with pytest.raises(OSError, match="error"), files.using(RefusingDisk(refuse_at=0)):
-        append_line(folder / "log", b"two")
-    assert (folder / "log").read_bytes() == b"one\n"
-
-
-@NEEDS_LINKS
-def test_a_leftover_of_any_kind_is_removed_and_a_refusal_passed_over(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    leftovers = [temporary_beside(folder / name) for name in ("file", "folder", "link", "gone")]
-    leftovers[0].write_text("half")
-    leftovers[1].mkdir()
-    (leftovers[1] / "inside").write_text("half")
-    leftovers[2].symlink_to(tmp_path)
-    for leftover in leftovers:
-        with files.using(RefusingDisk(refuse_at=0)):
-            remove_leftover(leftover)
-    assert len(names(folder)) == 3
-    for leftover in leftovers:
-        remove_leftover(leftover)
-    assert names(folder) == []
-    assert (tmp_path / "mine").read_text() == "mine"
-
-
 KILLED_WHILE_WRITING = """
 import sys
 from pathlib import Path
@@ -500,65 +358,3 @@ def test_what_is_removed_has_a_temporary_name_and_wants_none(tmp_path: Path) -> 
     removed = temporary_beside(tmp_path / "step-00000200", REMOVED_MARK)
     assert is_temporary(removed)
     assert name_wanted(removed) == removed.name != "step-00000200"
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(JSON)
-def test_json_comes_back_as_it_went(tmp_path: Path, value: object) -> None:
-    path = tmp_path / "value.json"
-    write_json(path, value)
-    assert read_json(path) == value
-    assert path.read_bytes().endswith(b"\n")
-
-
-def test_json_that_others_could_not_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "value.json"
-    write_json(path, {"loss": 1.0})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(path, {"loss": math.nan})
-    assert read_json(path) == {"loss": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("prepare", "error"),
-    [
-        (lambda path: None, FileNotFoundError),
-        (lambda path: path.write_bytes(b"{"), json.JSONDecodeError),
-        (lambda path: path.write_bytes(b"\xff"), UnicodeDecodeError),
-        (lambda path: path.write_bytes(b"[" * 100_000), ValueError),
-        (lambda path: path.mkdir(), IsADirectoryError if os.name == "posix" else PermissionError),
-    ],
-)
-def test_what_is_no_json_raises(tmp_path: Path, prepare: Callable[[Path], object], error: type[Exception]) -> None:
-    prepare(tmp_path / "value.json")
-    with pytest.raises(error):
-        read_json(tmp_path / "value.json")
-
-
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1])
-def test_sha256_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
-    content = b"ab" * size
-    (tmp_path / "file").write_bytes(content)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-def test_no_more_is_read_than_anything_of_its_kind_holds(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"1234")
-    assert read_limited(path, 4) == b"1234"
-    with pytest.raises(ValueError, match="file has over 3 bytes"):
-        read_limited(path, 3)
-    assert read_json(path, 4) == 1234
-    with pytest.raises(ValueError, match="file has over 3 bytes"):
-        read_json(path, 3)
-    with path.open("wb") as file:
-        file.truncate(LARGEST_JSON_BYTES + 1)
-    with pytest.raises(ValueError, match=f"file has over {LARGEST_JSON_BYTES:,} bytes"):
-        read_json(path)

@@ -36,6 +36,11 @@ class Footprint:
         """All of it."""
         return sum(astuple(self))
 
+    @property
+    def without_images_bytes(self) -> int:
+        """What the trainer holds whatever it computes."""
+        return self.total_bytes - self.data_bytes - self.activations_bytes - self.supervisor_bytes
+
 
 CATEGORIES = {one.name: one.name.removesuffix("_bytes") for one in fields(Footprint)}
 """The keys of a footprint, with their names for people."""

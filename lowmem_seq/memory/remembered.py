@@ -25,8 +25,9 @@ DOES_NOT_FIT = 75
 """Exit code of a probing process that met its limit: what it was about to measure does not fit."""
 SAME = 0.1
 """Share by which two budgets may differ for a search that ran out of time to count for both."""
-HARDLY_MORE = 1.01
-"""What did not fit is not tried again with a budget that is larger by this: supervisors differ by as much."""
+HARDLY_MORE_BYTES = 5 * 10**6
+"""What did not fit is not tried again with a budget that is larger by this: supervisors differ by as much. Caps that
+are named are larger by more."""
 MOST_FACTS = {"layers": 10**4, "image_size": 1024}
 MOST_WRITTEN = 40
 """Of each kind, the newest: what is remembered goes to a child on its command line, which Windows bounds at 32,767
@@ -133,7 +134,7 @@ class Knowledge:
         """Whether a process that computed so met its limit, with as much to hold or more."""
         return any(
             (one.setting, one.allocator) == (what.setting, what.allocator)
-            and one.budget_bytes * HARDLY_MORE >= budget_bytes
+            and one.budget_bytes + HARDLY_MORE_BYTES >= budget_bytes
             for one in self.unfit
         )
 

@@ -49,6 +49,8 @@ CHILD_SEARCH_SECONDS = 0.25
 """How often it is searched for processes of its own: that takes milliseconds on Windows, where there is one."""
 SUPERVISOR_GROWTH_BYTES = 4 * 10**6
 """What the supervisor may come to hold beside what it holds when it plans: its display, and what it reads later."""
+REPEATS_WITHIN = 0.025
+"""Share by which a peak differs from one measurement to the next; a cap that is named allows for it."""
 ROUND_BYTES = 10**7
 """Caps are named in steps of 10 MB."""
 
@@ -236,7 +238,7 @@ class Planner:
                 "it, and the machine was short of memory.",
                 "close other programs, take smaller images (--image-size) or a smaller preset",
             )
-        needed = math.ceil(least.peak_bytes / SHARE_OF_BUDGET) + self._others_bytes
+        needed = math.ceil(least.peak_bytes * (1 + REPEATS_WITHIN) / SHARE_OF_BUDGET) + self._others_bytes
         needed = max(needed, self._cap_bytes + ROUND_BYTES)
         recomputed = " with every layer recomputed" if least.recomputed_layers else ""
         raise CapTooSmallError(

@@ -57,9 +57,10 @@ class SettingInForce:
         self._smaller = smaller(plan)
         self._bytes_to_grow: int | None = None
         larger = self._larger()
-        if larger is not None:  # of what was never measured, all that the choice takes
+        if larger is not None:  # of what was never measured, the most and the least that it can be
             most = self._peaks.get(larger, self._peaks.get(plan.chosen, plan.predicted_peak_bytes))
-            self._bytes_to_grow = max(0, most - self._peaks.get(plan.setting, 0))
+            least = self._peaks.get(plan.setting, plan.footprint.without_images_bytes)
+            self._bytes_to_grow = max(0, most - least)
 
     def _larger(self) -> Setting | None:
         if self._before:

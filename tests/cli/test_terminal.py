@@ -3,15 +3,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from rich.text import Text
 
 from lowmem_seq.cli.terminal import LastingStream, harmless, make_console, print_json
 from lowmem_seq.text import LONGEST_TEXT
-from tests.builders import SECONDS_FOR_A_PROCESS
+from tests.builders import end, read_line, start_python
 
 TALKS_TO_A_CLOSED_PIPE = """
 import sys
@@ -29,21 +27,13 @@ print("lives", file=sys.stderr)
 
 
 def test_a_reader_that_goes_away_ends_nothing() -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", TALKS_TO_A_CLOSED_PIPE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert child.stdin is not None
+    child = start_python(TALKS_TO_A_CLOSED_PIPE)
+    assert read_line(child) == "first"
     assert child.stdout is not None
-    assert child.stderr is not None
-    assert child.stdout.readline().strip() == b"first"
     child.stdout.close()
-    child.stdin.close()
-    assert child.wait(SECONDS_FOR_A_PROCESS) == 0
-    assert child.stderr.read().strip() == b"lives"
-    child.stderr.close()
+    child.stdout = None
+    code, _, errors = end(child)
+    assert (code, errors) == (0, "lives\n")
 
 
 def test_what_can_be_written_is_written_through() -> None:

@@ -16,17 +16,24 @@ from tests.sessions import EVERY, rewound, story
 
 KILLS = 4
 FEWEST_KILLS = 2
+ATTEMPTS = 3
+"""Where something slowed the undisturbed run down, kills come too far apart: a run may end before the second."""
 
 
 def under_fire(undisturbed: Path, folder: Path, seed: int) -> Outcome:
     """Train a run that is killed up to KILLS times; every resume must work, and the end must be the same."""
     settings = ("checkpoint.keep=2", "machine.max_restarts=100")
-    run = copy_before_first_step(undisturbed, folder / "run", *settings)
-    outcome = train_under_fire(run, undisturbed, random.Random(seed), KILLS)
-    assert outcome.failures == []
-    assert outcome.differing == []
-    assert outcome.most_steps_lost <= EVERY
-    assert FEWEST_KILLS <= sum(outcome.kills.values()) <= KILLS
+    draws = random.Random(seed)
+    for attempt in range(ATTEMPTS):
+        run = copy_before_first_step(undisturbed, folder / f"run-{attempt}", *settings)
+        outcome = train_under_fire(run, undisturbed, draws, KILLS)
+        assert outcome.failures == []
+        assert outcome.differing == []
+        assert outcome.most_steps_lost <= EVERY
+        assert sum(outcome.kills.values()) <= KILLS
+        if sum(outcome.kills.values()) >= FEWEST_KILLS:
+            break
+    assert sum(outcome.kills.values()) >= FEWEST_KILLS
     return outcome
 
 

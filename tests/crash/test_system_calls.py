@@ -1,7 +1,7 @@
 """Killed at, and refused, every system call that changes a run folder: the run goes on, and ends the same.
 
-A first, undisturbed run of each scenario tells its system calls; strace then kills or refuses them one after the
-other, each in a fresh process on a fresh folder. A kill comes before the call is done, so the kill at the next call
+A first, undisturbed run of each scenario tells its system calls; strace then kills or refuses each of them, in a
+fresh process on a fresh folder, two at a time. A kill comes before the call is done, so the kill at the next call
 is the one right behind it.
 """
 
@@ -16,8 +16,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -45,6 +47,7 @@ CALLS = (*OPENING, *WRITING, *SYNCING, *RENAMING, *OTHERS)
 RANDOM_PART = re.compile(r"(\.partial-|\.tmp)\w+")
 REMOVED_PART = re.compile(r"\.removed-\w+")
 CHANGING_FLAGS = re.compile(r"O_(WRONLY|RDWR|CREAT|TRUNC)")
+AT_ONCE = 2
 LAST_STEP = 4
 """The step to which every run is brought after what was done to it."""
 
@@ -161,10 +164,14 @@ SCENARIOS = {
 
 
 @pytest.fixture(scope="module")
-def children() -> Iterator[Driver]:
-    process = Driver()
-    yield process
-    process.close()
+def drivers() -> Iterator[SimpleQueue[Driver]]:
+    processes = [Driver() for _ in range(AT_ONCE)]
+    idle: SimpleQueue[Driver] = SimpleQueue()
+    for process in processes:
+        idle.put(process)
+    yield idle
+    for process in processes:
+        process.close()
 
 
 @dataclass(frozen=True)
@@ -172,30 +179,40 @@ class Stage:
     """A scenario, ready to be played as often as one likes."""
 
     scenario: Scenario
-    children: Driver
+    drivers: SimpleQueue[Driver]
+    """Those that are idle."""
     folder: Path
     calls: list[Call]
     """Those of the undisturbed play."""
 
-    def play(self, injection: str | None = None) -> tuple[Path, Ending]:
-        """Play the scenario in a fresh folder."""
-        folder = self.folder / "run"
+    def play(self, injection: str | None, name: str = "undisturbed") -> tuple[Path, Ending]:
+        """Play the scenario in a fresh folder of this name."""
+        folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         if (self.folder / "prepared").exists():
             shutil.copytree(self.folder / "prepared", folder)
-        return folder, self.children.act(self.scenario.action, folder, injection)
+        driver = self.drivers.get()
+        try:
+            return folder, driver.act(self.scenario.action, folder, injection)
+        finally:
+            self.drivers.put(driver)
+
+    def play_each(self, injections: list[str]) -> Iterator[tuple[Path, Ending]]:
+        """Play the scenario with one of these after the other, some of them at once; yields in their order."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from pool.map(self.play, injections, (f"run-{number}" for number in range(len(injections))))
 
 
 @pytest.fixture(scope="module", params=SCENARIOS)
 def stage(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, children: Driver
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, drivers: SimpleQueue[Driver]
 ) -> Iterator[Stage]:
     scenario = SCENARIOS[request.param]
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where a sync takes no time
     with tempfile.TemporaryDirectory(dir=in_memory) as folder:
         scenario.prepare(Path(folder) / "prepared")
-        stage = Stage(scenario, children, Path(folder), calls=[])
-        run, ending = stage.play()
+        stage = Stage(scenario, drivers, Path(folder), calls=[])
+        run, ending = stage.play(injection=None)
         assert ending.code == 0
         assert_it_goes_on(run, scenario.steps[-1:])
         yield replace(stage, calls=ending.calls)
@@ -230,8 +247,8 @@ def assert_it_goes_on(folder: Path, steps: tuple[int, ...]) -> dict[str, bytes]:
 
 def test_killed_at_any_call_a_run_goes_on_to_the_same_end(stage: Stage, undisturbed: dict[str, bytes]) -> None:
     assert len(stage.calls) >= 30
-    for position, call in enumerate(stage.calls):
-        folder, ending = stage.play(f"{call.name}:signal=KILL:when={call.when}")
+    plays = stage.play_each([f"{call.name}:signal=KILL:when={call.when}" for call in stage.calls])
+    for position, (call, (folder, ending)) in enumerate(zip(stage.calls, plays, strict=True)):
         assert ending == Ending(-signal.SIGKILL, stage.calls[: position + 1])
         assert assert_it_goes_on(folder, stage.scenario.steps) == undisturbed, call
 
@@ -241,8 +258,8 @@ def test_refused_any_call_a_run_goes_on_in_the_same_process(
     stage: Stage, undisturbed: dict[str, bytes], error: str
 ) -> None:
     """The disk's word comes through as OSError, once, and the second try succeeds; any other exception is 99."""
-    for before, call in zip([None, *stage.calls], stage.calls, strict=False):
-        folder, ending = stage.play(f"{call.name}:error={error}:when={call.when}")
+    plays = stage.play_each([f"{call.name}:error={error}:when={call.when}" for call in stage.calls])
+    for before, call, (folder, ending) in zip([None, *stage.calls[:-1]], stage.calls, plays, strict=True):
         assert ending.code in refusals_of(call, before), call
         assert assert_it_goes_on(folder, stage.scenario.steps[-1:]) == undisturbed, call
 

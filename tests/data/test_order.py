@@ -92,4 +92,4 @@ def test_a_far_seek_costs_what_a_near_one_costs() -> None:
     order = SampleOrder(10**6, 0)
     began = time.perf_counter()
     order.at(np.arange(10**15, 10**15 + 128))
-    assert time.perf_counter() - began < 1.0  # walking there would take days
+    assert time.perf_counter() - began < 60.0  # walking there would take days

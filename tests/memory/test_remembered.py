@@ -10,7 +10,9 @@ import pytest
 from lowmem_seq.memory.footprint import Facts
 from lowmem_seq.memory.plan import Measurement, Setting
 from lowmem_seq.memory.remembered import GivenUp, Knowledge, Look, Unfit, file_of, key_of, recall, remember
+from lowmem_seq.supervisor.planner import ROUND_BYTES
 
+MB = 10**6
 FACTS = Facts("cpu", "bf16", 7, 240, 30, 0, 32, 7200, 800, 2000)
 
 
@@ -23,7 +25,7 @@ def something_known() -> Knowledge:
         facts=FACTS,
         measured=[point(8, 500, 9.0), point(16, 600, 12.0)],
         verified=[point(16, 580, 11.0, data=700)],
-        unfit=[Unfit(Setting(64, 2, 7), "huge", 900)],
+        unfit=[Unfit(Setting(64, 2, 7), "huge", 900 * MB)],
         given_up=[GivenUp(900, 1500)],
         evaluated_images_per_second=30.5,
         save_seconds=0.25,
@@ -71,10 +73,16 @@ def test_a_look_is_answered_as_often_as_it_was_taken() -> None:
 
 def test_what_did_not_fit_is_not_tried_again_with_as_little() -> None:
     known, look = something_known(), Look(Setting(64, 2, 7), "huge")
-    assert known.answer(look, 900) == (True, None)
-    assert known.answer(look, 800) == (True, None)
-    assert known.answer(look, 909) == (True, None)  # hardly more
-    assert known.answer(look, 910) == (False, None)
+    assert known.answer(look, 900 * MB) == (True, None)
+    assert known.answer(look, 800 * MB) == (True, None)
+    assert known.answer(look, 905 * MB) == (True, None)  # hardly more
+    assert known.answer(look, 906 * MB) == (False, None)
+
+
+def test_a_cap_that_a_refusal_names_is_tried_however_large_it_is() -> None:
+    refused = 6000 * MB
+    known = Knowledge(unfit=[Unfit(Setting(1, 1), "huge", refused)])
+    assert known.answer(Look(Setting(1, 1), "huge"), refused + ROUND_BYTES) == (False, None)
 
 
 @pytest.mark.parametrize(

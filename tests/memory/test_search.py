@@ -246,14 +246,14 @@ def test_in_a_hurry_only_the_choice_is_seen_to_be_sound() -> None:
 
 def test_a_choice_that_does_not_fit_alone_gives_way_to_the_next() -> None:
     known = Knowledge(
-        measured=[Measurement(8, 1, 0, "huge", 500, 0, 9.0), Measurement(4, 1, 0, "huge", 480, 0, 7.0)]
+        measured=[Measurement(8, 1, 0, "huge", 500 * MB, 0, 9.0), Measurement(4, 1, 0, "huge", 480 * MB, 0, 7.0)]
     )
-    assert [point.micro_batch for point in fitting(known, 600)] == [8, 4]
-    known.verified.append(Measurement(8, 1, 0, "huge", 590, 0, 9.0))
-    assert [point.micro_batch for point in fitting(known, 600)] == [4]
-    known.unfit.append(Unfit(Setting(4, 1), "huge", 600))
-    assert fitting(known, 600) == []
-    assert [point.micro_batch for point in fitting(known, 700)] == [8, 4]  # with more to hold it may do
+    assert [point.micro_batch for point in fitting(known, 600 * MB)] == [8, 4]
+    known.verified.append(Measurement(8, 1, 0, "huge", 590 * MB, 0, 9.0))
+    assert [point.micro_batch for point in fitting(known, 600 * MB)] == [4]
+    known.unfit.append(Unfit(Setting(4, 1), "huge", 600 * MB))
+    assert fitting(known, 600 * MB) == []
+    assert [point.micro_batch for point in fitting(known, 700 * MB)] == [8, 4]  # with more to hold it may do
 
 
 @given(

@@ -11,8 +11,9 @@ from benchmarks.replay import Replay, differences_from_replay, replay, settings_
 from lowmem_seq.channel import Channel
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
+from lowmem_seq.memory.footprint import Footprint
 from lowmem_seq.memory.governor import Advice, Governor
-from lowmem_seq.memory.plan import Setting, plan_from_json
+from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.loop import Training
@@ -116,6 +117,16 @@ def test_to_grow_waits_for_the_next_step_and_goes_the_way_back(run: RunFolder, t
     assert governor.offers[1] is not None
     assert governor.offers[-1] is None
     assert differences(run.path, replay(run, tmp_path / "replayed")) == []
+
+
+def test_what_growing_takes_is_told_where_neither_setting_was_measured(run: RunFolder) -> None:
+    held = Footprint(libraries_bytes=200 * 10**6, weights_bytes=30 * 10**6, activations_bytes=400 * 10**6)
+    chosen = Measurement(4, 1, 0, tiny_plan(4).allocator, 630 * 10**6, 0, 100.0)
+    write_json(run.plan_file, replace(tiny_plan(4), footprint=held, measurements=(chosen,)).to_json())
+    governor = trained(run, {1: SHRINK, 2: SHRINK}).setting.governor
+    assert isinstance(governor, Script)
+    # to four from two, and to two from one: of these two sizes nothing is known
+    assert governor.offers == [None, *[400 * 10**6] * (len(governor.offers) - 1)]
 
 
 def test_a_shortage_in_the_step_before_the_run_grows_makes_it_smaller_instead(run: RunFolder) -> None:
