@@ -26,8 +26,8 @@ DOES_NOT_FIT = 75
 SAME = 0.1
 """Share by which two budgets may differ for a search that ran out of time to count for both."""
 HARDLY_MORE_BYTES = 5 * 10**6
-"""What did not fit is not tried again with a budget that is larger by this: supervisors differ by as much. Caps that
-are named are larger by more."""
+"""What did not fit is not tried again with a budget that is larger by this: supervisors differ by as much. A cap
+that is named is larger by more."""
 MOST_FACTS = {"layers": 10**4, "image_size": 1024}
 MOST_WRITTEN = 40
 """Of each kind, the newest: what is remembered goes to a child on its command line, which Windows bounds at 32,767
