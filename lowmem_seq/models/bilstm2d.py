@@ -8,12 +8,21 @@ two results are concatenated and mapped back to its channels by a pointwise line
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor, nn
+
+from lowmem_seq.models.lstm_function import read_grid
+
+LstmPath: TypeAlias = Literal["torch", "function"]
+"""How LSTMs are computed: by nn.LSTM, the reference, or by read_grid of lstm_function.py."""
 
 
 class BiLSTM2D(nn.Module):
     """A vertical and a horizontal bidirectional LSTM over a grid of tokens, side by side.
+
+    `lstm_path` can be set at any time: it changes time, memory, and results by rounding. The weights are the same.
 
     Args:
         width: channels of a token (the paper's C).
@@ -25,10 +34,14 @@ class BiLSTM2D(nn.Module):
         self.vertical = nn.LSTM(width, lstm_width, batch_first=True, bidirectional=True)
         self.horizontal = nn.LSTM(width, lstm_width, batch_first=True, bidirectional=True)
         self.fc = nn.Linear(4 * lstm_width, width)
+        self.lstm_path: LstmPath = "torch"
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x: (B, H, W, C) -> (B, H, W, C); H and W may differ and may change between calls."""
-        mixed = torch.cat([read_columns(self.vertical, x), read_rows(self.horizontal, x)], dim=-1)  # (B, H, W, 4D)
+        if self.lstm_path == "function":
+            mixed = read_grid(self.vertical, self.horizontal, x)  # (B, H, W, 4D)
+        else:
+            mixed = torch.cat([read_columns(self.vertical, x), read_rows(self.horizontal, x)], dim=-1)
         tokens: Tensor = self.fc(mixed)
         return tokens
 

@@ -13,7 +13,7 @@ from lowmem_seq.models.vanilla import VanillaBiLSTM
 
 ImageClassifier: TypeAlias = Sequencer2D | VanillaBiLSTM
 """What a trainer needs: `model(images, noise)`, `drop_path_rates`, `dropout`, `feature_width`, `layer_count`,
-`recomputed_layers`, nn.Module's own."""
+`recomputed_layers`, `lstm_path` and what it can be, `lstm_paths`, nn.Module's own."""
 
 
 def create_model(name: str, num_classes: int = 1000) -> ImageClassifier:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from lowmem_seq.models.bilstm2d import BiLSTM2D
+from lowmem_seq.errors import UsageError
+from lowmem_seq.models.bilstm2d import BiLSTM2D, LstmPath
 from lowmem_seq.models.initialisation import NORM_EPS, initialise_he, initialise_paper
 from lowmem_seq.models.noise import Noise, check_noise, keep_branch, keep_features
 from lowmem_seq.models.patches import IMAGE_CHANNELS, PatchLinear, check_images
@@ -24,6 +25,7 @@ class Sequencer2D(nn.Module):
 
     `recomputed_layers` can be set at any time: so many of the `layer_count` layers, from the first, which hold the
     most tokens, are computed a second time in backward. It changes memory and time, and no bit of a result.
+    `lstm_path`, one of `lstm_paths`, can be too: how all layers compute their LSTMs.
 
     Args:
         num_classes: logits.
@@ -39,6 +41,8 @@ class Sequencer2D(nn.Module):
         dropout: probability that a pooled feature is dropped. Both rates are for whoever draws the noise.
         initialisation: see `initialisation.py`.
     """
+
+    lstm_paths: tuple[LstmPath, ...] = get_args(LstmPath)
 
     def __init__(
         self,
@@ -75,7 +79,26 @@ class Sequencer2D(nn.Module):
         self.pointwise = nn.Linear(widths[-1], widths[-1]) if final_pointwise else None
         self.norm = nn.LayerNorm(widths[-1], eps=NORM_EPS)
         self.head = nn.Linear(widths[-1], num_classes)
+        self.lstm_path = "torch"
         (initialise_paper if initialisation == "paper" else initialise_he)(self)
+
+    @property
+    def lstm_path(self) -> LstmPath:
+        """The path that all layers take.
+
+        Raises:
+            UsageError: set to something that is no path.
+        """
+        return self._lstm_path
+
+    @lstm_path.setter
+    def lstm_path(self, path: LstmPath) -> None:
+        if path not in self.lstm_paths:
+            raise UsageError(f"there is no LSTM path {path!r}.", f"use one of {', '.join(self.lstm_paths)}")
+        self._lstm_path = path
+        for module in self.modules():
+            if isinstance(module, BiLSTM2D):
+                module.lstm_path = path
 
     def forward(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """Shapes: images: (B, H, W, 3), normalised -> logits (B, num_classes).

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lowmem_seq.errors import UsageError
+from lowmem_seq.models.bilstm2d import LstmPath
 from lowmem_seq.models.initialisation import NORM_EPS, initialise_he
 from lowmem_seq.models.noise import Noise, check_noise, keep_features
 from lowmem_seq.models.patches import IMAGE_CHANNELS, PatchLinear, check_images
@@ -31,6 +33,8 @@ class VanillaBiLSTM(nn.Module):
 
     drop_path_rates: tuple[float, ...] = ()
     """There are no residual branches to skip."""
+    lstm_paths: tuple[LstmPath, ...] = ("torch",)
+    """Its sequences lie along one axis; the function reads two."""
 
     def __init__(
         self,
@@ -55,6 +59,20 @@ class VanillaBiLSTM(nn.Module):
         )
         self.head = nn.Linear(self.feature_width, num_classes)
         initialise_he(self)
+
+    @property
+    def lstm_path(self) -> LstmPath:
+        """How its LSTMs are computed.
+
+        Raises:
+            UsageError: set to another path.
+        """
+        return "torch"
+
+    @lstm_path.setter
+    def lstm_path(self, path: LstmPath) -> None:
+        if path not in self.lstm_paths:
+            raise UsageError(f"a vanilla BiLSTM has no LSTM path {path!r}.", f"use {', '.join(self.lstm_paths)}")
 
     def forward(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """Shapes: images: (B, H, W, 3), normalised -> logits (B, num_classes).

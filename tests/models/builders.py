@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowmem_seq.models import ImageClassifier, Noise, Sequencer2D, VanillaBiLSTM
 from lowmem_seq.models.sequencer2d import Sequencer2DLayer, Stage
@@ -26,8 +29,15 @@ def tiny_vanilla(**changes: Any) -> VanillaBiLSTM:
     return VanillaBiLSTM(CLASSES, **{**sizes, **changes})
 
 
+def tiny_sequencer_by_function() -> Sequencer2D:
+    model = tiny_sequencer(embed_norm=True, final_pointwise=True, drop_path=0.2, dropout=0.3)
+    model.lstm_path = "function"
+    return model
+
+
 CLASSIFIERS: dict[str, Callable[[], ImageClassifier]] = {
     "sequencer2d": lambda: tiny_sequencer(embed_norm=True, final_pointwise=True, drop_path=0.2, dropout=0.3),
+    "sequencer2d by function": tiny_sequencer_by_function,
     "vanilla": lambda: tiny_vanilla(dropout=0.3),
 }
 
@@ -50,3 +60,37 @@ def random_noise(model: ImageClassifier, batch: int) -> Noise:
     path = (torch.rand(len(rates), batch, generator=generator) >= rates) / (1 - rates)
     kept = torch.rand(batch, model.feature_width, generator=generator) >= model.dropout
     return Noise(path if model.drop_path_rates else None, kept / (1 - model.dropout))
+
+
+class Saved:
+    """A tensor that autograd keeps for backward."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class SavedBytes:
+    """What autograd keeps for backward, beside a module's weights: each piece of memory once."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+        self._holders: Counter[int] = Counter()
+        self.now = self.peak = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda saved: saved.tensor):
+            yield
+
+    def _keep(self, tensor: Tensor) -> Saved:
+        saved, memory = Saved(tensor), tensor.untyped_storage()
+        if memory.data_ptr() not in self._weights:
+            self._hold(memory.data_ptr(), memory.nbytes(), 1)
+            weakref.finalize(saved, self._hold, memory.data_ptr(), memory.nbytes(), -1).atexit = False
+        return saved
+
+    def _hold(self, place: int, size: int, change: int) -> None:
+        before = self._holders[place] > 0
+        self._holders[place] += change
+        self.now += size * (int(self._holders[place] > 0) - int(before))
+        self.peak = max(self.peak, self.now)

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -16,7 +13,7 @@ from lowmem_seq.models.recompute import recomputed
 from lowmem_seq.models.sequencer2d import Sequencer2DLayer
 from lowmem_seq.models.vanilla import BiLSTMLayer
 
-from .builders import CLASSIFIERS, random_images, random_noise, tiny_sequencer
+from .builders import CLASSIFIERS, SavedBytes, random_images, random_noise, tiny_sequencer
 
 MICRO_BATCHES = (slice(0, 3), slice(3, 5), slice(5, 6))
 PRECISIONS = ("fp32", "bf16")
@@ -73,40 +70,6 @@ def small_layer(dtype: torch.dtype = torch.float32) -> tuple[Sequencer2DLayer, T
     torch.manual_seed(0)
     layer = Sequencer2DLayer(4, 2, 2.0).to(dtype)
     return layer, torch.randn(2, 3, 2, 4, dtype=dtype), torch.tensor([[1.25, 0.0], [2.0, 1.0]])
-
-
-class Saved:
-    """A tensor that autograd keeps for backward."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-class SavedBytes:
-    """What autograd keeps for backward, beside a module's weights: each piece of memory once."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
-        self._holders: Counter[int] = Counter()
-        self.now = self.peak = 0
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda saved: saved.tensor):
-            yield
-
-    def _keep(self, tensor: Tensor) -> Saved:
-        saved, memory = Saved(tensor), tensor.untyped_storage()
-        if memory.data_ptr() not in self._weights:
-            self._hold(memory.data_ptr(), memory.nbytes(), 1)
-            weakref.finalize(saved, self._hold, memory.data_ptr(), memory.nbytes(), -1).atexit = False
-        return saved
-
-    def _hold(self, place: int, size: int, change: int) -> None:
-        before = self._holders[place] > 0
-        self._holders[place] += change
-        self.now += size * (int(self._holders[place] > 0) - int(before))
-        self.peak = max(self.peak, self.now)
 
 
 class Listener(nn.Module):
