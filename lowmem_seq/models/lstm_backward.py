@@ -42,14 +42,11 @@ class BackwardWeights(NamedTuple):
     @classmethod
     def of(cls, directions: Directions, dtype: torch.dtype, x_needs: bool) -> BackwardWeights:
         """Stack some axes' weights."""
-        u = torch.stack([one.u for one in directions]).to(dtype)  # (P, 4D, D)
-        _g_of(u).mul_(2)
-        w = None
-        if x_needs:
-            w = torch.stack([one.w for one in directions]).to(dtype)  # (P, 4D, C)
-            _g_of(w).mul_(2)
-            w = w.view(-1, WAYS * w.shape[1], w.shape[2])  # (axes, 8D, C)
-        return cls(u, w)
+        u = _doubled([one.u for one in directions], dtype)  # (P, 4D, D)
+        if not x_needs:
+            return cls(u, None)
+        w = _doubled([one.w for one in directions], dtype)  # (P, 4D, C)
+        return cls(u, w.view(-1, WAYS * w.shape[1], w.shape[2]))  # (axes, 8D, C)
 
 
 class WeightGradients:
@@ -197,7 +194,7 @@ class Backward:
     def put_inputs(self, dx: Tensor, first: bool) -> None:
         """Write dx, or where another axis has written, add to it. Shapes: dx: (b, H, W, C)."""
         assert self.weights.w is not None
-        found = self.products.inputs(self.da.flatten(1, 2), self.weights.w)  # (axes, T*n, C)
+        found = self.products.inputs(self.da.flatten(1, 2), self.weights.w)  # (T*n, C) each
         for axis, one in zip(self.axes.axes, found, strict=True):
             part = one.view(self.axes.steps, self.images, self.axes.sequences, -1)  # (T, b, S, C)
             into = along(dx, axis)
@@ -206,6 +203,15 @@ class Backward:
             else:
                 into.add_(part)
             first = False
+
+
+def _doubled(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Stack weights in `dtype`, the rows of g doubled. Shapes: P times (4D, ...) -> (P, 4D, ...)."""
+    stacked = weights[0].new_empty((len(weights), *weights[0].shape), dtype=dtype)
+    for into, one in zip(stacked, weights, strict=True):
+        into.copy_(one)
+    _g_of(stacked).mul_(2)
+    return stacked
 
 
 def _g_of(weights: Tensor) -> Tensor:

@@ -91,8 +91,9 @@ def side_by_side(directions: Directions, dtype: torch.dtype) -> Tensor:
     packed = directions[0].w.new_empty(
         (len(directions), rows, channels + BIAS_COLUMNS + lstm_width), dtype=dtype
     )  # (P, 4D, K)
-    packed[..., :channels] = torch.stack([one.w for one in directions])
-    packed[..., channels + BIAS_COLUMNS :] = torch.stack([one.u for one in directions])
+    for into, one in zip(packed, directions, strict=True):
+        into[:, :channels].copy_(one.w)
+        into[:, channels + BIAS_COLUMNS :].copy_(one.u)
     bias = torch.stack([one.b for one in directions]).add_(
         torch.stack([one.b_too for one in directions])
     )  # (P, 4D)

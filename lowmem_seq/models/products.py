@@ -1,13 +1,13 @@
 """Batches of matrix products by the fastest library at hand.
 
 For 32-bit floats on a CPU with oneDNN, ATen's own products go to the BLAS it was built with, MKL on x86, which is
-slow on processors of another make: on an AMD Zen 5 110 GFLOP/s a core, and oneDNN 240 (AVX2 alone: 113 and 130). ATen
-offers oneDNN's to inductor, under a private name; where that is missing, `torch.bmm` does the same.
+slow on processors of another make: on an AMD Zen 5 110 GFLOP/s a core, and oneDNN 240 (AVX2 alone: 113 and 130).
+ATen offers oneDNN's to inductor, under a private name; where that is missing, `torch.bmm` does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -23,8 +23,8 @@ class Products(Protocol):
     def rows(self, a: Tensor, weights: Tensor, out: Tensor) -> None:
         """Write a weights^T. Shapes: a: (N, n, K), weights: (N, M, K), out: (N, n, M), all contiguous."""
 
-    def inputs(self, a: Tensor, weights: Tensor) -> Tensor:
-        """Return a weights. Shapes: a: (N, n, M), weights: (N, M, K) -> (N, n, K)."""
+    def inputs(self, a: Tensor, weights: Tensor) -> Sequence[Tensor]:
+        """Return a weights. Shapes: a: (N, n, M), weights: (N, M, K) -> N times (n, K)."""
 
     def weights(self, a: Tensor, x: Tensor) -> Tensor:
         """Return a^T x, summed over the rows. Shapes: a: (N, n, M), x: (N, n, K) -> (N, M, K)."""
@@ -36,8 +36,8 @@ class _Aten:
     def rows(self, a: Tensor, weights: Tensor, out: Tensor) -> None:
         torch.bmm(a, weights.transpose(1, 2), out=out)
 
-    def inputs(self, a: Tensor, weights: Tensor) -> Tensor:
-        return torch.bmm(a, weights)
+    def inputs(self, a: Tensor, weights: Tensor) -> Sequence[Tensor]:
+        return torch.bmm(a, weights).unbind(0)
 
     def weights(self, a: Tensor, x: Tensor) -> Tensor:
         return torch.bmm(a.transpose(1, 2), x)
@@ -48,6 +48,7 @@ class _OneDNN(_Aten):
 
     def __init__(self, linear: Callable[..., Tensor]) -> None:
         self._linear = linear
+        self._linear_backward = torch.ops.aten.mkldnn_linear_backward_weights
 
     def rows(self, a: Tensor, weights: Tensor, out: Tensor) -> None:
         if a.shape[1] < _FEWEST_ROWS:
@@ -56,15 +57,15 @@ class _OneDNN(_Aten):
         for one, weight, result in zip(a, weights, out, strict=True):
             result.copy_(self._linear(one, weight, None, "none", [], ""))
 
-    def inputs(self, a: Tensor, weights: Tensor) -> Tensor:
-        return torch.stack(
-            [self._linear(one, w.t(), None, "none", [], "") for one, w in zip(a, weights, strict=True)]
-        )
+    def inputs(self, a: Tensor, weights: Tensor) -> Sequence[Tensor]:
+        return [self._linear(one, weight.t(), None, "none", [], "") for one, weight in zip(a, weights, strict=True)]
 
     def weights(self, a: Tensor, x: Tensor) -> Tensor:
-        return torch.stack(
-            [self._linear(one.t(), y.t(), None, "none", [], "") for one, y in zip(a, x, strict=True)]
-        )
+        # _linear_pointwise would transpose both first: half of the time again for 4,096 rows
+        found = a.new_empty((len(a), a.shape[2], x.shape[2]))
+        for one, y, result in zip(a, x, found, strict=True):
+            result.copy_(self._linear_backward(one.to_mkldnn(), y.to_mkldnn(), result, False)[0])
+        return found
 
 
 _ATEN = _Aten()
