@@ -77,7 +77,7 @@ def measure(case: Case, config: RunConfig) -> dict[str, Any] | None:
         pack = prepare("shapes", config.data.image_size)
         record = {"format_version": 1, "source": "shapes", "pack": str(pack.folder)}
         write_json(run.data_file, {**record, "fingerprint": pack.fingerprint})
-        request = Request(MOST_BYTES, (case.allocator,), case.allocator, 600.0, case.setting)
+        request = Request(MOST_BYTES, (case.allocator,), case.allocator, 600.0, only=case.setting)
         child = Child(
             "lowmem_seq.training.probe",
             str(run.path),

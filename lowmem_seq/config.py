@@ -216,6 +216,9 @@ class MachineConfig(Section, frozen=True):
     """`auto`: CUDA, or MPS where it computes LSTMs right, or the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the processor multiplies it in hardware."""
+    lstm_path: Literal["auto", "function", "torch"] = "auto"
+    """How LSTMs are computed: by our own function, which keeps a tenth for backward, or by torch's nn.LSTM; `auto`
+    takes the faster one under the cap. Fixed in the plan, for they round differently."""
     micro_batch: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     """Images computed at once; null takes the fastest that fits under the cap."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

@@ -52,6 +52,10 @@ EDGES = 2
 """Characters of the bar beside its inside."""
 COLOURS = ("cyan", "blue", "magenta", "yellow", "bright_magenta", "bright_blue", "green", "bright_black")
 """Of the categories, in their order."""
+LSTM_PATHS = {
+    "function": "by our own function, which keeps a tenth for backward",
+    "torch": "by torch's nn.LSTM",
+}
 ALLOCATORS = {
     "huge": "huge pages, the fastest",
     "default": "the system's own",
@@ -253,6 +257,7 @@ def rows(config: RunConfig, plan: Plan, forecast: Forecast, machine: MachineMemo
         ),
         ("recomputed", f"{layers} in backward"),
         ("allocator", ALLOCATORS[plan.allocator]),
+        ("LSTMs", LSTM_PATHS[plan.lstm_path]),
         ("device", f"{plan.device}, {plan.precision}, {plan.workers * plan.threads} cores"),
         ("speed", _speed(forecast)),
         ("time", _time(forecast)),

@@ -15,7 +15,10 @@ from lowmem_seq.memory.environment import ALLOCATORS, VARIABLES, told_allocator
 from lowmem_seq.memory.footprint import Footprint
 from lowmem_seq.memory.prediction import predict_bytes
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+LSTM_PATHS = ("function", "torch")
+"""How LSTMs can be computed; what needs least memory first."""
+TORCH_LSTM = LSTM_PATHS[-1]
 MOST_WORKERS = 4
 """More workers than this have too small a share of a batch of 128 to be fast. A divisor of the cores is taken."""
 LARGEST_AMOUNT = 2**60
@@ -45,6 +48,16 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What all of a session is computed with: it is there before a process begins, or changes rounding."""
+
+    allocator: str
+    """How a process is started: `huge`, `default` or `lean` (environment.py)."""
+    lstm_path: str = TORCH_LSTM
+    """How LSTMs are computed (models/bilstm2d.py)."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What the probe saw at one setting: steps with optimizer, an evaluation batch and a save."""
 
@@ -52,17 +65,22 @@ class Measurement:
     workers: int
     recomputed_layers: int
     allocator: str
-    """How the process that measured was started: `huge`, `default` or `lean` (environment.py)."""
     peak_bytes: int
     """The highest resident memory of the trainer."""
     data_bytes: int
     """The highest data segment, as RLIMIT_DATA counts it; 0 where the system has none."""
     images_per_second: float
+    lstm_path: str = TORCH_LSTM
 
     @property
     def setting(self) -> Setting:
         """What was measured."""
         return Setting(self.micro_batch, self.workers, self.recomputed_layers)
+
+    @property
+    def means(self) -> Means:
+        """What it was measured with."""
+        return Means(self.allocator, self.lstm_path)
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,8 @@ class Plan:
     predicted_peak_bytes: int
     """Of all processes of the run."""
     predicted_images_per_second: float
+    lstm_path: str = TORCH_LSTM
+    """Fixed for the run: another one would change the last bits. Plans up to format version 2 knew nn.LSTM only."""
     planned_for: str = ""
     """The machine and the torch that it was measured on; empty where that is not known."""
     layers: int = 0
@@ -101,6 +121,16 @@ class Plan:
     def setting(self) -> Setting:
         """What is in force now."""
         return Setting(self.micro_batch, self.workers, self.recomputed_layers)
+
+    @property
+    def means(self) -> Means:
+        """What all of the run is computed with."""
+        return Means(self.allocator, self.lstm_path)
+
+    @property
+    def measured(self) -> list[Measurement]:
+        """What was measured with the same means."""
+        return [point for point in self.measurements if point.means == self.means]
 
     def with_setting(self, setting: Setting) -> Plan:
         """Return the plan with another setting in force; as many cores as before are split among its workers."""
@@ -128,7 +158,7 @@ def smaller(plan: Plan, at_any_rate: bool = False) -> Plan | None:
         at_any_rate: whether settings count of which nobody knows what they need, as the present one can't go on.
     """
     now = plan.setting
-    measured = [point for point in plan.measurements if point.allocator == plan.allocator]
+    measured = plan.measured
     peaks = highest_peaks(measured)
     present = peaks.get(now, None if at_any_rate else _expected_bytes(plan, peaks, now))
     if present is None:  # it was reached by halving: it needs no more than any that it is smaller than
@@ -155,9 +185,7 @@ def _expected_bytes(plan: Plan, peaks: Mapping[Setting, int], setting: Setting) 
         for one, peak in peaks.items()
         if (one.workers, one.recomputed_layers) == (setting.workers, setting.recomputed_layers)
     }
-    kept = plan.footprint
-    floor = kept.total_bytes - kept.activations_bytes - kept.data_bytes - kept.supervisor_bytes
-    return predict_bytes(way, setting.micro_batch, floor) if way else None
+    return predict_bytes(way, setting.micro_batch, plan.footprint.without_images_bytes) if way else None
 
 
 def _steps_down(now: Setting, layers: int) -> Iterator[Setting]:
@@ -195,7 +223,7 @@ def _asks_less(other: Setting, than: Setting) -> bool:
 
 
 def plan_from_json(value: dict[str, Any]) -> Plan:
-    """Return the plan that plan.json holds; one of format version 1 is told in the words of version 2.
+    """Return the plan that plan.json holds; one of an earlier format version is told in the words of today.
 
     Raises:
         UsageError: a format version that this release doesn't know, or keys that are no plan's.
@@ -212,6 +240,7 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
             Plan(
                 **{
                     **told,
+                    "format_version": FORMAT_VERSION,
                     "chosen": Setting(**told["chosen"]),
                     "footprint": Footprint(**told["footprint"]),
                     "measurements": tuple(measurement_from_json(entry) for entry in told["measurements"]),
@@ -223,7 +252,7 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
 
 
 def _told_by_version_1(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a plan of version 1, which had no recomputation, one allocator and no limit, as one of today."""
+    """Return a plan of version 1, which had no recomputation, one allocator and no limit, as one of version 2."""
     if not isinstance(value["environment"], dict):
         raise ValueError(f"environment is {value['environment']!r}")
     allocator = told_allocator(value["environment"])
@@ -234,7 +263,6 @@ def _told_by_version_1(value: dict[str, Any]) -> dict[str, Any]:
         "chosen": {"micro_batch": value["micro_batch"], "workers": value["workers"], "recomputed_layers": 0},
         "footprint": {},
         "measurements": [{**new, **entry} for entry in value["measurements"]],
-        "format_version": FORMAT_VERSION,
     }
 
 
@@ -260,7 +288,7 @@ def _checked(plan: Plan) -> Plan:
         raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
     if plan.cap_source not in ("given", "machine"):
         raise ValueError(f"cap_source is {plan.cap_source!r}")
-    _require_allocator(plan.allocator)
+    require_means(plan)
     if not isinstance(plan.environment, dict):
         raise ValueError(f"environment is {plan.environment!r}")
     for name, text in plan.environment.items():
@@ -280,13 +308,20 @@ def measurement_from_json(value: dict[str, Any]) -> Measurement:
     require_counts(point, "micro_batch", "workers")
     require_counts(point, "recomputed_layers", least=0)
     require_amounts(point, "peak_bytes", "data_bytes", "images_per_second")
-    _require_allocator(point.allocator)
+    require_means(point)
     return point
 
 
-def _require_allocator(name: object) -> None:
-    if not isinstance(name, str) or name not in ALLOCATORS:
-        raise ValueError(f"allocator is {name!r}")
+def require_means(holder: Plan | Measurement | Means) -> None:
+    """See that the allocator and the LSTM path are known here.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, known in (("allocator", tuple(ALLOCATORS)), ("lstm_path", LSTM_PATHS)):
+        value = getattr(holder, name)
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"{name} is {value!r}")
 
 
 def require_counts(holder: object, *names: str, least: int = 1) -> None:

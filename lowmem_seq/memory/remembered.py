@@ -18,9 +18,18 @@ from typing import Any
 from lowmem_seq.data.cache import cache_folder
 from lowmem_seq.files import make_folder, read_json, write_json
 from lowmem_seq.memory.footprint import Facts
-from lowmem_seq.memory.plan import Measurement, Setting, measurement_from_json, require_amounts, require_counts
+from lowmem_seq.memory.plan import (
+    TORCH_LSTM,
+    Means,
+    Measurement,
+    Setting,
+    measurement_from_json,
+    require_amounts,
+    require_counts,
+    require_means,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DOES_NOT_FIT = 75
 """Exit code of a probing process that met its limit: what it was about to measure does not fit."""
 SAME = 0.1
@@ -41,7 +50,7 @@ class Look:
     """Something to measure."""
 
     setting: Setting
-    allocator: str
+    means: Means
     again: int = 0
     """How many measurements of the same are wanted before this one."""
     fresh: bool = False
@@ -60,6 +69,8 @@ class Request:
     """The one that this process was started with."""
     seconds: float
     """How long it may take, its start included."""
+    lstm_path: str = TORCH_LSTM
+    """Of what is measured alone."""
     only: Setting | None = None
     """Measure this one alone, and without a limit: nothing fits, and a cap that would do is to be named."""
 
@@ -69,7 +80,7 @@ class Unfit:
     """A setting whose process met its limit."""
 
     setting: Setting
-    allocator: str
+    means: Means
     budget_bytes: int
     """What it was allowed to hold."""
 
@@ -100,23 +111,23 @@ class Knowledge:
     """What that takes above what is held; None where nothing was saved yet."""
 
     def points(self) -> list[Measurement]:
-        """Return one measurement for each setting and allocator: the best speed, and the peak that counts.
+        """Return one measurement for each setting and means: the best speed, and the peak that counts.
 
         That is the one of a fresh process where there is one, and the highest otherwise.
         """
-        keys = dict.fromkeys((point.setting, point.allocator) for point in (*self.measured, *self.verified))
+        keys = dict.fromkeys((point.setting, point.means) for point in (*self.measured, *self.verified))
         return [point for key in keys if (point := self._point(*key)) is not None]
 
-    def _point(self, setting: Setting, allocator: str) -> Measurement | None:
+    def _point(self, setting: Setting, means: Means) -> Measurement | None:
         def of(points: list[Measurement]) -> list[Measurement]:
-            return [point for point in points if (point.setting, point.allocator) == (setting, allocator)]
+            return [point for point in points if (point.setting, point.means) == (setting, means)]
 
         alone, every = of(self.verified), of([*self.measured, *self.verified])
         if not every:
             return None
         return Measurement(
             **asdict(setting),
-            allocator=allocator,
+            **asdict(means),
             peak_bytes=max(point.peak_bytes for point in alone or every),
             data_bytes=max(point.data_bytes for point in alone or every),
             images_per_second=max(point.images_per_second for point in every),
@@ -125,15 +136,15 @@ class Knowledge:
     def answer(self, look: Look, budget_bytes: int) -> tuple[bool, Measurement | None]:
         """Return whether a look was taken, and what it gave: None where the setting did not fit."""
         measured = self.verified if look.fresh else [*self.measured, *self.verified]
-        like = [point for point in measured if (point.setting, point.allocator) == (look.setting, look.allocator)]
+        like = [point for point in measured if (point.setting, point.means) == (look.setting, look.means)]
         if len(like) > look.again:
-            return True, self._point(look.setting, look.allocator)
+            return True, self._point(look.setting, look.means)
         return self.failed(look, budget_bytes), None
 
     def failed(self, what: Look | Measurement, budget_bytes: int) -> bool:
         """Whether a process that computed so met its limit, with as much to hold or more."""
         return any(
-            (one.setting, one.allocator) == (what.setting, what.allocator)
+            (one.setting, one.means) == (what.setting, what.means)
             and one.budget_bytes + HARDLY_MORE_BYTES >= budget_bytes
             for one in self.unfit
         )
@@ -191,10 +202,11 @@ def _checked_facts(facts: Facts) -> Facts:
 
 
 def _checked_unfit(entry: dict[str, Any]) -> Unfit:
-    one = Unfit(**{**entry, "setting": Setting(**entry["setting"])})
+    one = Unfit(**{**entry, "setting": Setting(**entry["setting"]), "means": Means(**entry["means"])})
     require_counts(one.setting, "micro_batch", "workers")
     require_counts(one.setting, "recomputed_layers", least=0)
     require_amounts(one, "budget_bytes")
+    require_means(one.means)
     return one
 
 

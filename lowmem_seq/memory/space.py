@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from lowmem_seq.config import RunConfig
+from lowmem_seq.config import RunConfig, Sequencer2DConfig
 from lowmem_seq.memory.footprint import Facts, layer_shares
-from lowmem_seq.memory.plan import MOST_WORKERS, Setting
+from lowmem_seq.memory.plan import LSTM_PATHS, MOST_WORKERS, TORCH_LSTM, Setting
 
 SMALL_IMAGE = 64
 SMALLEST_OF_SMALL = 8
@@ -30,6 +30,8 @@ class Space:
     """The fastest first, the one that needs least memory last."""
     shares: tuple[float, ...]
     """Of the kept activations, by layer."""
+    lstm_paths: tuple[str, ...] = (TORCH_LSTM,)
+    """The one that needs least memory first."""
 
     @property
     def is_small(self) -> bool:
@@ -58,7 +60,16 @@ def make_space(config: RunConfig, facts: Facts, allocators: tuple[str, ...]) -> 
         config.machine.micro_batch,
         allocators,
         layer_shares(config.model, config.data.image_size),
+        lstm_paths(config, facts.device),
     )
+
+
+def lstm_paths(config: RunConfig, device: str) -> tuple[str, ...]:
+    """Return how a run's LSTMs can be computed: the function reads two axes, and was measured on CPUs only."""
+    wanted = config.machine.lstm_path
+    if not isinstance(config.model, Sequencer2DConfig) or device != "cpu":
+        return (TORCH_LSTM,)
+    return LSTM_PATHS if wanted == "auto" else (wanted,)
 
 
 def usable_cores(wanted: int | None) -> int:

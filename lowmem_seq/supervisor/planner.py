@@ -26,11 +26,11 @@ from lowmem_seq.memory.environment import (
 from lowmem_seq.memory.footprint import Facts, make_footprint
 from lowmem_seq.memory.limit import data_limit_bytes
 from lowmem_seq.memory.out_of_memory import died_for_memory
-from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Measurement, Plan, Setting, threads_each
+from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Means, Measurement, Plan, Setting, threads_each
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
-from lowmem_seq.memory.space import SMALL_IMAGE, make_space, usable_cores
+from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space, usable_cores
 from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
@@ -116,7 +116,7 @@ class Planner:
     def _search(self) -> None:
         """Have child after child take the looks that the search asks for, until it ends or the time is over."""
         while True:
-            allocator, known = self._allocators[0], self._known
+            means, known = Means(self._allocators[0]), self._known
             if known.facts is not None:
                 space = make_space(self._config, known.facts, self._allocators)
                 hurry = known.gave_up(self._budget_bytes)
@@ -126,25 +126,27 @@ class Planner:
                     look = next_look(space, known, self._budget_bytes, hurry=True)
                 if look is None:
                     return
-                allocator = look.allocator
+                means = look.means
             before = known.to_json()
-            self._run_child(allocator)
+            self._run_child(means)
             if known.to_json() == before:  # it had no time left, or the machine was short of memory
                 return
 
     def _seconds_left(self) -> float:
         return self._deadline - time.monotonic()
 
-    def _run_child(self, allocator: str, only: Setting | None = None) -> None:
+    def _run_child(self, means: Means, only: Setting | None = None) -> None:
         """Have a child measure what is left to look at, or one setting only, and take in what it tells.
 
         Raises:
             KeyboardInterrupt: a stop was asked for.
             LowmemSeqError: what the child said was wrong.
         """
-        request = Request(self._budget_bytes, self._allocators, allocator, self._seconds_left(), only)
+        request = Request(
+            self._budget_bytes, self._allocators, means.allocator, self._seconds_left(), means.lstm_path, only
+        )
         told = (json.dumps(asdict(request)), json.dumps(self._known.to_json()))
-        environment = training_environment(self._cores, allocator)
+        environment = training_environment(self._cores, means.allocator)
         if sys.platform == "darwin" and self._config.machine.device != "cpu":
             environment |= mps_environment_as_usual()
         child = Child(
@@ -186,7 +188,8 @@ class Planner:
         if under_way is None or only is not None or not met_limit:
             raise child.failure(code, "planner")
         setting = Setting(**{one.name: under_way[one.name] for one in fields(Setting)})
-        self._known.unfit.append(Unfit(setting, allocator, self._budget_bytes))
+        means = Means(**{one.name: under_way[one.name] for one in fields(Means)})
+        self._known.unfit.append(Unfit(setting, means, self._budget_bytes))
 
     def _take_in(self, message: Message, under_way: Message | None) -> Message | None:
         """Keep what a child says; return what it is measuring now."""
@@ -222,13 +225,17 @@ class Planner:
         Raises:
             CapTooSmallError: it doesn't.
         """
-        allocator = self._allocators[-1]
+        device = self._config.machine.device
+        means = Means(self._allocators[-1], lstm_paths(self._config, "cpu" if device == "auto" else device)[0])
         if self._known.facts is None and not self._machine_was_short:  # not even the libraries fit
-            self._run_child(allocator, Setting(self._config.machine.micro_batch or 1, 1))
+            self._run_child(means, Setting(self._config.machine.micro_batch or 1, 1))
         facts = self._known.facts
-        for setting in make_space(self._config, facts, self._allocators).least if facts is not None else ():
-            if not self._measured(setting, allocator) and not self._machine_was_short:
-                self._run_child(allocator, setting)
+        if facts is not None:
+            space = make_space(self._config, facts, self._allocators)
+            means = Means(self._allocators[-1], space.lstm_paths[0])
+            for setting in space.least:
+                if not self._measured(setting, means) and not self._machine_was_short:
+                    self._run_child(means, setting)
         if fitting(self._known, self._budget_bytes):  # it was the time that was too short, and not the cap
             return
         least = min(self._known.points(), key=lambda point: point.peak_bytes, default=None)
@@ -248,9 +255,9 @@ class Planner:
             f"the smallest cap that would do is about --max-ram {-(-needed // ROUND_BYTES) * 10}MB",
         )
 
-    def _measured(self, setting: Setting, allocator: str) -> Measurement | None:
+    def _measured(self, setting: Setting, means: Means) -> Measurement | None:
         points = self._known.points()
-        return next((one for one in points if (one.setting, one.allocator) == (setting, allocator)), None)
+        return next((one for one in points if (one.setting, one.means) == (setting, means)), None)
 
     def _choose(self) -> Plan:
         """Return the plan of the fastest setting that fits."""
@@ -265,7 +272,7 @@ class Planner:
             precision=facts.precision,
             **asdict(best.setting),
             threads=threads_each(best.workers, self._cores),
-            allocator=best.allocator,
+            **asdict(best.means),
             chosen=best.setting,
             cap_bytes=self._cap_bytes,
             cap_source=self._cap_source,
@@ -304,6 +311,7 @@ def subject_of(run: RunFolder, config: RunConfig, cores: int, allocators: tuple[
         "allocators": allocators,
         "device": config.machine.device,
         "precision": config.machine.precision,
+        "lstm_path": config.machine.lstm_path,
         "micro_batch": config.machine.micro_batch,
         "model": settings["model"],
         "augmentation": settings["augmentation"],

@@ -267,6 +267,7 @@ class Training:
             micro_batch=self.plan.micro_batch,
             recomputed_layers=self.plan.recomputed_layers,
             allocator=self.plan.allocator,
+            lstm_path=self.plan.lstm_path,
             cap_enforced_by=kept_by,
             effective_batch=self.batch,
         )

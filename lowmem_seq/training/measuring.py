@@ -23,7 +23,7 @@ from lowmem_seq.disk import free_bytes
 from lowmem_seq.errors import DiskError
 from lowmem_seq.files import remove_leftover, temporary_beside
 from lowmem_seq.memory.limit import system_limit
-from lowmem_seq.memory.plan import Measurement, Setting, threads_each
+from lowmem_seq.memory.plan import TORCH_LSTM, Means, Measurement, Setting, threads_each
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT
 from lowmem_seq.memory.space import SMALL_IMAGE
@@ -118,17 +118,19 @@ class Probe:
         self.count = 0
         """Settings that were measured."""
 
-    def measure(self, setting: Setting) -> Measurement:
-        """Do real steps at a setting, and tell what they took.
+    def measure(self, setting: Setting, lstm_path: str = TORCH_LSTM) -> Measurement:
+        """Do real steps at a setting, with LSTMs computed so, and tell what they took.
 
         Raises:
             Exception: what a library says that gets no memory, see `is_out_of_memory`.
         """
         training = self._training
-        training.channel.say({"event": "probing", **asdict(setting), "allocator": self._allocator})
+        means = Means(self._allocator, lstm_path)
+        training.channel.say({"event": "probing", **asdict(setting), **asdict(means)})
         torch.set_num_threads(threads_each(setting.workers, self._cores))
         training.workers.set_count(setting.workers)
         training.workers.set_recomputed_layers(setting.recomputed_layers)
+        training.workers.set_lstm_path(lstm_path)
         self._reader.release()  # what a setting before this one needed is not this one's
         left_behind = self._bound(setting.workers)
         with PeakSampler(self._budget_bytes, self._leave) as sampler:
@@ -146,7 +148,7 @@ class Probe:
         later = round(GROWS_LATER * peak) if training.config.data.image_size > SMALL_IMAGE else 0
         return Measurement(
             **asdict(setting),
-            allocator=self._allocator,
+            **asdict(means),
             peak_bytes=peak + later,
             data_bytes=data + later if data else 0,
             images_per_second=training.batch / step_seconds,

@@ -24,7 +24,7 @@ from lowmem_seq.memory.footprint import Facts
 from lowmem_seq.memory.governor import SilentGovernor
 from lowmem_seq.memory.limit import system_limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
-from lowmem_seq.memory.plan import Measurement, Plan, Setting
+from lowmem_seq.memory.plan import Means, Measurement, Plan, Setting
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Look, Request, knowledge_from_json
 from lowmem_seq.memory.search import COMFORTABLE, FEW, allowed_bytes, fitting, measures_on, next_look
@@ -61,7 +61,7 @@ class Prober:
         assert known.facts is not None
         space = make_space(self._training.config, known.facts, request.allocators)
         if request.only is not None:
-            self._take(Look(request.only, request.allocator))
+            self._take(Look(request.only, Means(request.allocator, request.lstm_path)))
             return
         hurry = known.gave_up(request.budget_bytes)
         while True:
@@ -70,7 +70,7 @@ class Prober:
                 self._training.channel.say({"event": "gave_up"})
                 hurry = True
                 look = next_look(space, known, request.budget_bytes, hurry)
-            if look is None or look.allocator != request.allocator or (look.fresh and self._probe.count):
+            if look is None or look.means.allocator != request.allocator or (look.fresh and self._probe.count):
                 return
             point = self._take(look)
             if not measures_on(space, point.peak_bytes, request.budget_bytes):
@@ -78,7 +78,7 @@ class Prober:
 
     def _take(self, look: Look) -> Measurement:
         fresh = self._probe.count == 0
-        point = self._probe.measure(look.setting)
+        point = self._probe.measure(look.setting, look.means.lstm_path)
         (self._known.verified if fresh else self._known.measured).append(point)
         self._training.channel.say({"event": "measured", "fresh": fresh, **asdict(point)})
         return point

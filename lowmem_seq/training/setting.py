@@ -45,7 +45,7 @@ class SettingInForce:
         self._advice: Advice | None = None
         self._before: list[Setting] = []
         self._told_that_it_is_smallest = False
-        self._peaks = highest_peaks([point for point in plan.measurements if point.allocator == plan.allocator])
+        self._peaks = highest_peaks(plan.measured)
         self.take(plan)
 
     def take(self, plan: Plan) -> None:
@@ -54,6 +54,7 @@ class SettingInForce:
         torch.set_num_threads(plan.threads)
         self._workers.set_count(plan.workers)
         self._workers.set_recomputed_layers(plan.recomputed_layers)
+        self._workers.set_lstm_path(plan.lstm_path)
         self._smaller = smaller(plan)
         self._bytes_to_grow: int | None = None
         larger = self._larger()

@@ -12,12 +12,16 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from lowmem_seq.data.batches import TrainingBatches
 from lowmem_seq.models import ImageClassifier
+
+if TYPE_CHECKING:
+    from lowmem_seq.models.bilstm2d import LstmPath
 
 Range = tuple[int, int]
 """Global positions: the first, and the one after the last."""
@@ -68,6 +72,11 @@ class Workers:
         """Change how many layers, from the first, every worker computes a second time in backward."""
         for worker in self._workers:  # later ones copy the first
             worker.model.recomputed_layers = count
+
+    def set_lstm_path(self, path: str) -> None:
+        """Change how every worker computes LSTMs."""
+        for worker in self._workers:
+            worker.model.lstm_path = cast("LstmPath", path)  # which sees that it is one
 
     def run(
         self, ranges: Sequence[Range], compute: Callable[[Worker, Range], Tensor | None]

@@ -27,6 +27,7 @@ measurements = st.builds(
     workers=st.integers(1, MOST_WORKERS),
     recomputed_layers=st.integers(0, 36),
     allocator=st.sampled_from(["huge", "default", "lean"]),
+    lstm_path=st.sampled_from(["function", "torch"]),
     peak_bytes=st.integers(10**8, 10**10),
     data_bytes=st.integers(0, 10**10),
     images_per_second=st.floats(0.1, 1e5),
@@ -55,6 +56,7 @@ def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environmen
         data_limit_bytes=12 * 10**8,
         predicted_peak_bytes=9 * 10**8,
         predicted_images_per_second=12.5,
+        lstm_path="function",
         layers=7,
         footprint=Footprint(libraries_bytes=5, supervisor_bytes=9),
         environment=environment,
@@ -64,7 +66,7 @@ def test_a_plan_comes_back_from_its_json(measured: list[Measurement], environmen
 
 
 def test_a_plan_says_its_format_version() -> None:
-    assert tiny_plan().to_json()["format_version"] == 2
+    assert tiny_plan().to_json()["format_version"] == 3
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,8 @@ def test_a_plan_says_its_format_version() -> None:
         {"layers": True},
         {"allocator": "jemalloc"},
         {"allocator": ["huge"]},
+        {"lstm_path": "cudnn"},
+        {"lstm_path": None},
         {"chosen": {"micro_batch": 0, "workers": 1}},
         {"chosen": {"micro_batch": 1, "workers": 10**6}},
         {"chosen": {"micro_batch": 1, "workers": 1, "recomputed_layers": -1}},
@@ -128,6 +132,7 @@ def test_a_plan_says_its_format_version() -> None:
                 ("data_bytes", -1),
                 ("recomputed_layers", None),
                 ("allocator", "mimalloc"),
+                ("lstm_path", ""),
                 ("images_per_second", None),
             )
         ),
@@ -165,11 +170,11 @@ def test_a_limit_that_is_none_is_no_plan(size: int) -> None:
         plan_from_json({**tiny_plan().to_json(), "data_limit_bytes": size})
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", None, True, 1.0])
+@pytest.mark.parametrize("version", [4, 0, "1", None, True, 1.0])
 def test_a_plan_of_another_format_is_refused(version: object) -> None:
     with pytest.raises(UsageError) as caught:
         plan_from_json({**tiny_plan().to_json(), "format_version": version})
-    assert caught.value.message == f"plan.json has format version {version}; this release reads 1 to 2."
+    assert caught.value.message == f"plan.json has format version {version}; this release reads 1 to 3."
     assert "delete plan.json" in caught.value.hint
 
 
@@ -205,12 +210,19 @@ OF_VERSION_1 = {
 """As the first release wrote it."""
 
 
+def test_a_plan_of_version_2_goes_on_with_the_lstm_that_it_was_made_for() -> None:
+    value = {**tiny_plan().to_json(), "format_version": 2}
+    del value["lstm_path"]
+    value["measurements"] = [{key: one[key] for key in one if key != "lstm_path"} for one in value["measurements"]]
+    assert plan_from_json(value) == replace(tiny_plan(), lstm_path="torch")
+
+
 def test_a_plan_of_the_first_release_is_read_as_one_of_today() -> None:
     plan = plan_from_json(OF_VERSION_1)
     assert plan.setting == plan.chosen == Setting(64, 2, 0)
     assert (plan.allocator, plan.data_limit_bytes, plan.layers) == ("huge", None, 0)
     assert plan.measurements == (Measurement(64, 2, 0, "huge", 8 * 10**8, 0, 900.5),)
-    assert plan.to_json()["format_version"] == 2
+    assert plan.to_json()["format_version"] == 3
     assert plan_from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 

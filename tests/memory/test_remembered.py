@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lowmem_seq.memory.footprint import Facts
-from lowmem_seq.memory.plan import Measurement, Setting
+from lowmem_seq.memory.plan import Means, Measurement, Setting
 from lowmem_seq.memory.remembered import GivenUp, Knowledge, Look, Unfit, file_of, key_of, recall, remember
 from lowmem_seq.supervisor.planner import ROUND_BYTES
 
@@ -25,7 +25,7 @@ def something_known() -> Knowledge:
         facts=FACTS,
         measured=[point(8, 500, 9.0), point(16, 600, 12.0)],
         verified=[point(16, 580, 11.0, data=700)],
-        unfit=[Unfit(Setting(64, 2, 7), "huge", 900 * MB)],
+        unfit=[Unfit(Setting(64, 2, 7), Means("huge"), 900 * MB)],
         given_up=[GivenUp(900, 1500)],
         evaluated_images_per_second=30.5,
         save_seconds=0.25,
@@ -62,17 +62,17 @@ def test_without_a_fresh_process_the_highest_peak_counts() -> None:
 def test_a_look_is_answered_as_often_as_it_was_taken() -> None:
     known = Knowledge(measured=[point(8, 500, 9.0)])
     eight = Setting(8, 1)
-    assert known.answer(Look(eight, "huge"), 1000) == (True, point(8, 500, 9.0))
-    assert known.answer(Look(eight, "huge", again=1), 1000) == (False, None)
-    assert known.answer(Look(eight, "huge", fresh=True), 1000) == (False, None)
-    assert known.answer(Look(eight, "lean"), 1000) == (False, None)
+    assert known.answer(Look(eight, Means("huge")), 1000) == (True, point(8, 500, 9.0))
+    assert known.answer(Look(eight, Means("huge"), again=1), 1000) == (False, None)
+    assert known.answer(Look(eight, Means("huge"), fresh=True), 1000) == (False, None)
+    assert known.answer(Look(eight, Means("lean")), 1000) == (False, None)
     known.verified.append(point(8, 490, 8.0))
-    assert known.answer(Look(eight, "huge", fresh=True), 1000) == (True, point(8, 490, 9.0))
-    assert known.answer(Look(eight, "huge", again=1), 1000)[0]
+    assert known.answer(Look(eight, Means("huge"), fresh=True), 1000) == (True, point(8, 490, 9.0))
+    assert known.answer(Look(eight, Means("huge"), again=1), 1000)[0]
 
 
 def test_what_did_not_fit_is_not_tried_again_with_as_little() -> None:
-    known, look = something_known(), Look(Setting(64, 2, 7), "huge")
+    known, look = something_known(), Look(Setting(64, 2, 7), Means("huge"))
     assert known.answer(look, 900 * MB) == (True, None)
     assert known.answer(look, 800 * MB) == (True, None)
     assert known.answer(look, 905 * MB) == (True, None)  # hardly more
@@ -81,8 +81,8 @@ def test_what_did_not_fit_is_not_tried_again_with_as_little() -> None:
 
 def test_a_cap_that_a_refusal_names_is_tried_however_large_it_is() -> None:
     refused = 6000 * MB
-    known = Knowledge(unfit=[Unfit(Setting(1, 1), "huge", refused)])
-    assert known.answer(Look(Setting(1, 1), "huge"), refused + ROUND_BYTES) == (False, None)
+    known = Knowledge(unfit=[Unfit(Setting(1, 1), Means("huge"), refused)])
+    assert known.answer(Look(Setting(1, 1), Means("huge")), refused + ROUND_BYTES) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         "[]",
         "null",
         "{}",
-        damaged(lambda value: value.update(format_version=2)),
+        damaged(lambda value: value.update(format_version=3)),
         damaged(lambda value: value.pop("measured")),
         damaged(lambda value: value.update(measured=None)),
         damaged(lambda value: value.update(measured=value["measured"] * 501)),

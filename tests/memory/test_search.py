@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from itertools import pairwise, product
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_seq.memory.footprint import Facts
-from lowmem_seq.memory.plan import Measurement, Setting, threads_each
+from lowmem_seq.memory.plan import LSTM_PATHS, Means, Measurement, Setting, threads_each
 from lowmem_seq.memory.remembered import Knowledge, Look, Unfit
 from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, allowed_bytes, fitting, measures_on, next_look
 from lowmem_seq.memory.space import Space, candidate_sizes, even_sizes, worker_counts
@@ -36,46 +36,58 @@ class Machine:
     saturation: float
     """The micro-batch at which half of the highest speed is reached."""
     lean: float = 0.6
+    function: float = 1.0
+    """The speed of our own function for LSTMs, as a share of nn.LSTM's."""
     known: Knowledge = field(default_factory=Knowledge)
     processes: list[str] = field(default_factory=list)
     """The allocators of the processes that were started."""
     looks: list[Look] = field(default_factory=list)
 
-    def peak(self, setting: Setting, allocator: str) -> int:
+    def peak(self, setting: Setting, allocator: str, lstm_path: str = "torch") -> int:
         share = 1 - (1 - self.kept_when_recomputed) * setting.recomputed_layers / self.facts.layers
+        share *= 0.5 if lstm_path == "function" else 1
         images = (
             setting.workers * setting.micro_batch * self.image_bytes * share * (0.75 if allocator == "lean" else 1)
         )
         shared = self.facts.libraries_bytes + 3 * self.facts.weights_bytes + 60 * MB
         return round(shared + setting.workers * self.facts.weights_bytes + images)
 
-    def speed(self, setting: Setting, allocator: str) -> float:
+    def speed(self, setting: Setting, allocator: str, lstm_path: str = "torch") -> float:
         rounds = -(-BATCH // (setting.micro_batch * setting.workers))
         a_round = (setting.micro_batch + self.saturation) / 1000  # seconds
         slower = 1.0 if setting.workers > 1 else 2 * self.one_worker
         slower *= 1 - (1 - self.recomputing) * setting.recomputed_layers / self.facts.layers
-        return BATCH / (rounds * a_round / slower) * (self.lean if allocator == "lean" else 1.0)
+        return (
+            BATCH
+            / (rounds * a_round / slower)
+            * ((self.lean if allocator == "lean" else 1.0) * (self.function if lstm_path == "function" else 1.0))
+        )
 
-    def space(self, wanted: int | None = None, allocators: tuple[str, ...] = ("huge", "lean")) -> Space:
+    def space(
+        self,
+        wanted: int | None = None,
+        allocators: tuple[str, ...] = ("huge", "lean"),
+        lstm_paths: tuple[str, ...] = ("torch",),
+    ) -> Space:
         shares = (1 / self.facts.layers,) * self.facts.layers
-        return Space(self.facts, BATCH, 2, wanted, allocators, shares)
+        return Space(self.facts, BATCH, 2, wanted, allocators, shares, lstm_paths)
 
     def search(self, budget: int, space: Space, most_processes: int = 100) -> Measurement | None:
         """Measure what the search asks for, in processes that end as the real ones do; return the choice."""
         running = ""
         for _ in range(200):
             look = next_look(space, self.known, budget)
-            needs_another = look is not None and (look.fresh or look.allocator != running)
+            needs_another = look is not None and (look.fresh or look.means.allocator != running)
             if look is None or (needs_another and len(self.processes) == most_processes):
                 points = fitting(self.known, budget)
                 return points[0] if points else None
             if needs_another:
-                running = look.allocator
+                running = look.means.allocator
                 self.processes.append(running)
             self.looks.append(look)
-            peak = self.peak(look.setting, look.allocator)
+            peak = self.peak(look.setting, *astuple(look.means))
             if peak > budget:
-                self.known.unfit.append(Unfit(look.setting, look.allocator, budget))
+                self.known.unfit.append(Unfit(look.setting, look.means, budget))
                 running = ""
                 continue
             if not measures_on(space, peak, budget):
@@ -84,10 +96,11 @@ class Machine:
                 look.setting.micro_batch,
                 look.setting.workers,
                 look.setting.recomputed_layers,
-                look.allocator,
+                look.means.allocator,
                 peak,
                 peak + 50 * MB,
-                self.speed(look.setting, look.allocator),
+                self.speed(look.setting, *astuple(look.means)),
+                look.means.lstm_path,
             )
             (self.known.verified if needs_another else self.known.measured).append(point)
         raise AssertionError("the search goes on for ever")
@@ -95,11 +108,12 @@ class Machine:
     def best(self, budget: int, space: Space) -> float:
         """The speed that looking at everything would find."""
         layers = self.facts.layers
-        every = product(range(1, BATCH + 1), space.workers, range(layers + 1), space.allocators)
+        means = list(product(space.allocators, space.lstm_paths))
+        every = product(range(1, BATCH + 1), space.workers, range(layers + 1), means)
         rates = [
-            self.speed(setting, allocator)
-            for size, workers, recomputed, allocator in every
-            if self.peak(setting := Setting(size, workers, recomputed), allocator) <= allowed_bytes(budget)
+            self.speed(setting, *theirs)
+            for size, workers, recomputed, theirs in every
+            if self.peak(setting := Setting(size, workers, recomputed), *theirs) <= allowed_bytes(budget)
         ]
         return max(rates, default=0.0)
 
@@ -172,12 +186,24 @@ def test_a_tight_choice_was_measured_in_a_fresh_process(machine: Machine, budget
     assert choice in machine.known.verified
 
 
+@pytest.mark.parametrize("budget", [560, 700, 1000, 6000])
+@pytest.mark.parametrize("function", [0.8, 1.2])
+def test_of_two_ways_to_compute_lstms_the_faster_one_under_the_cap_is_taken(budget: int, function: float) -> None:
+    machine = replace(small_one(), function=function)
+    space = machine.space(lstm_paths=LSTM_PATHS)
+    choice = machine.search(budget * MB, space)
+    assert choice is not None
+    assert choice.images_per_second >= 0.87 * machine.best(budget * MB, space)
+    if budget == 6000:
+        assert choice.lstm_path == ("function" if function > 1 else "torch")
+
+
 def test_where_nothing_fits_the_least_setting_was_tried_with_each_allocator() -> None:
     machine = large_one()
     budget = 1200 * MB  # weights, gradients and optimizer alone take less
     assert machine.search(budget, machine.space()) is None
     least = Setting(1, 1, 36)
-    tried = {(look.setting, look.allocator) for look in machine.looks}
+    tried = {(look.setting, look.means.allocator) for look in machine.looks}
     assert (least, "huge") in tried
     assert (least, "lean") in tried
     assert len(machine.looks) <= 3
@@ -202,7 +228,7 @@ def test_the_lean_allocator_is_taken_where_only_it_fits() -> None:
 def test_with_one_allocator_no_other_is_asked_for() -> None:
     machine = large_one()
     machine.search(1300 * MB, machine.space(allocators=("default",)))
-    assert {look.allocator for look in machine.looks} == {"default"}
+    assert {look.means.allocator for look in machine.looks} == {"default"}
 
 
 @pytest.mark.parametrize("budget", [700, 6000])
@@ -241,7 +267,7 @@ def test_in_a_hurry_only_the_choice_is_seen_to_be_sound() -> None:
         setting = Setting(size, 1)
         rate = machine.speed(setting, "huge")
         machine.known.measured.append(Measurement(size, 1, 0, "huge", machine.peak(setting, "huge"), 0, rate))
-    assert next_look(space, machine.known, budget, hurry=True) == Look(Setting(16, 1), "huge", fresh=True)
+    assert next_look(space, machine.known, budget, hurry=True) == Look(Setting(16, 1), Means("huge"), fresh=True)
 
 
 def test_a_choice_that_does_not_fit_alone_gives_way_to_the_next() -> None:
@@ -251,7 +277,7 @@ def test_a_choice_that_does_not_fit_alone_gives_way_to_the_next() -> None:
     assert [point.micro_batch for point in fitting(known, 600 * MB)] == [8, 4]
     known.verified.append(Measurement(8, 1, 0, "huge", 590 * MB, 0, 9.0))
     assert [point.micro_batch for point in fitting(known, 600 * MB)] == [4]
-    known.unfit.append(Unfit(Setting(4, 1), "huge", 600 * MB))
+    known.unfit.append(Unfit(Setting(4, 1), Means("huge"), 600 * MB))
     assert fitting(known, 600 * MB) == []
     assert [point.micro_batch for point in fitting(known, 700 * MB)] == [8, 4]  # with more to hold it may do
 
@@ -279,7 +305,7 @@ def test_the_search_ends_and_takes_only_what_was_measured_and_fits(
 
 def count_tries(machine: Machine, budget: int, is_refused: Callable[[int], bool]) -> int:
     machine.search(budget, machine.space())
-    return sum(is_refused(machine.peak(look.setting, look.allocator)) for look in machine.looks)
+    return sum(is_refused(machine.peak(look.setting, *astuple(look.means))) for look in machine.looks)
 
 
 @pytest.mark.parametrize("budget", [560, 600, 700, 800])

@@ -15,7 +15,7 @@ import pytest
 from lowmem_seq.errors import CapTooSmallError, LowmemSeqError, UsageError
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.footprint import Facts
-from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
+from lowmem_seq.memory.plan import Means, Measurement, Setting, plan_from_json
 from lowmem_seq.memory.readings import MachineMemory
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, knowledge_from_json
 from lowmem_seq.memory.search import SHARE_OF_BUDGET, allowed_bytes, next_look
@@ -136,17 +136,17 @@ class FakeChild:
         count = 0
         while True:
             if request["only"] is not None:
-                setting = Setting(**request["only"])
+                setting, means = Setting(**request["only"]), Means(request["allocator"], request["lstm_path"])
                 assert setting in space.least
             else:
                 look = next_look(space, self.known, request["budget_bytes"])
                 if count >= world.looks_each and look is not None:
                     yield {"event": "gave_up"}
                     return
-                if look is None or look.allocator != request["allocator"] or (look.fresh and count):
+                if look is None or look.means.allocator != request["allocator"] or (look.fresh and count):
                     return
-                setting = look.setting
-            yield {"event": "probing", **asdict(setting), "allocator": request["allocator"]}
+                setting, means = look.setting, look.means
+            yield {"event": "probing", **asdict(setting), **asdict(means)}
             if world.stops is not None:
                 world.stops.count = 1
             peak = world.peak(setting, request["allocator"])
@@ -158,7 +158,7 @@ class FakeChild:
                 return
             point = Measurement(
                 **asdict(setting),
-                allocator=request["allocator"],
+                **asdict(means),
                 peak_bytes=peak,
                 data_bytes=peak + 50 * MB,
                 images_per_second=world.rate(setting),

@@ -13,7 +13,7 @@ import pytest
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.data.pack import Pack
-from lowmem_seq.memory.plan import Setting
+from lowmem_seq.memory.plan import Means, Setting
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Request, knowledge_from_json
 from lowmem_seq.memory.search import SHARE_OF_BUDGET
 from lowmem_seq.runs.folder import RunFolder
@@ -88,7 +88,7 @@ def test_a_measurement_changes_no_weight_and_leaves_nothing(
     )
     assert names(run.path) == before
     assert [message["event"] for message in channel.said] == ["probing", "evaluated", "saved"]
-    assert channel.said[0] == {"event": "probing", **asdict(setting), "allocator": "default"}
+    assert channel.said[0] == {"event": "probing", **asdict(setting), **asdict(Means("default"))}
     probe.measure(setting)
     assert [message["event"] for message in channel.said[3:]] == ["probing", "evaluated"]  # one save is enough
 
