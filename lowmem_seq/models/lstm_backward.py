@@ -105,13 +105,13 @@ class Backward:
         constants = weights.u.new_tensor([-1.0, -2.0, 0.0], dtype=wide)
         self.minus_one, self.minus_two, self.zero = constants.unbind(0)
 
-    def read(self, dout: Tensor, kept: tuple[Tensor, Tensor]) -> None:
-        """Find da of every step. Shapes: dout: (b, H, W, 4D); kept: as `Forward.read` wrote them."""
+    def read(self, dout: Tensor, gates: Tensor, states: Tensor) -> None:
+        """Find da of every step. Shapes: dout: (b, H, W, 4D); gates, states: what `Forward.read` kept."""
         for place, axis in enumerate(self.axes.axes):
             ways = along(dout, axis).chunk(AXES * WAYS, dim=-1)[WAYS * axis :][:WAYS]  # (T, b, S, D) each
             for way, into in zip(ways, self.dout, strict=True):
                 torch.unflatten(into[:, place], 1, (self.images, -1)).copy_(way)
-        self._steps(kept[0].unbind(0), kept[1].unbind(0))
+        self._steps(gates.unbind(0), states.unbind(0))
 
     def _steps(self, kept_gates: Sequence[Tensor], kept_states: Sequence[Tensor]) -> None:
         last = self.axes.steps - 1
@@ -119,7 +119,7 @@ class Backward:
         da, da_back = (one.unbind(1) for one in self.da.chunk(WAYS, dim=-1))  # T times (axes, n, 4D)
         da_step, dgates, dh_step = self.da_step, self.dgates, self.dh_step
         da_forward, da_backward = torch.unflatten(da_step, 0, (-1, WAYS)).unbind(1)  # (axes, n, 4D)
-        dh, de, r, product, *e_twice = self.cells
+        dh, de, r, product, *two_states = self.cells
         dh_forward, dh_backward = torch.unflatten(dh, 0, (-1, WAYS)).unbind(1)  # (axes, n, D)
         di, df, ds, do = dgates.chunk(GATES, dim=-1)  # (P, n, D) each
         for step in range(last, -1, -1):
@@ -139,7 +139,7 @@ class Backward:
             if self.gates is None:
                 e, e_before = kept_states[step], kept_states[step - 1]
             else:
-                e, e_before = e_twice[step % 2], e_twice[(step - 1) % 2]
+                e, e_before = two_states[step % 2], two_states[(step - 1) % 2]
                 if step == last:
                     e.copy_(kept_states[step])
                 if step:
@@ -201,7 +201,7 @@ class Backward:
             if first:
                 into.copy_(part)
             else:
-                into.add_(part)
+                into.add_(part.to(dx.dtype))  # of two dtypes, it takes twice as long
             first = False
 
 

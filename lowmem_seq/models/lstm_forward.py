@@ -88,15 +88,12 @@ def side_by_side(directions: Directions, dtype: torch.dtype) -> Tensor:
     """Return [W, b, what b lost, 0, U] of each direction, the rows of g doubled. Shapes: (P, 4D, C + 8 + D)."""
     rows, channels = directions[0].w.shape
     lstm_width = rows // GATES
-    packed = directions[0].w.new_empty(
-        (len(directions), rows, channels + BIAS_COLUMNS + lstm_width), dtype=dtype
-    )  # (P, 4D, K)
+    width = channels + BIAS_COLUMNS + lstm_width
+    packed = directions[0].w.new_empty((len(directions), rows, width), dtype=dtype)
     for into, one in zip(packed, directions, strict=True):
         into[:, :channels].copy_(one.w)
         into[:, channels + BIAS_COLUMNS :].copy_(one.u)
-    bias = torch.stack([one.b for one in directions]).add_(
-        torch.stack([one.b_too for one in directions])
-    )  # (P, 4D)
+    bias = torch.stack([one.b + one.b_too for one in directions])  # (P, 4D)
     packed[..., channels] = bias
     packed[..., channels + 1 : channels + BIAS_COLUMNS] = 0
     if dtype != bias.dtype:
@@ -152,9 +149,7 @@ class Forward:
         self, tokens: Sequence[Sequence[Tensor]], kept: tuple[Sequence[Tensor], Sequence[Tensor]] | None
     ) -> None:
         e, r, gates, sums = self.state, self.r, self.gates, self.sums
-        x_slots = torch.unflatten(self.inputs[..., : self.channels], 1, (self.images, -1)).unbind(
-            0
-        )  # P times (b, S, C)
+        x_slots = torch.unflatten(self.inputs[..., : self.channels], 1, (self.images, -1)).unbind(0)  # (b, S, C)
         h_slot = self.inputs[..., self.channels + BIAS_COLUMNS :]  # (P, n, D)
         h_slot.zero_()
         i, f, s, o = gates.chunk(GATES, dim=-1)  # (P, n, D) each

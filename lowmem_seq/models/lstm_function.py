@@ -8,15 +8,17 @@ The weights are those of two nn.LSTM, which stays the reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lowmem_seq.errors import UsageError
 from lowmem_seq.models.lstm_backward import Backward, BackwardWeights, WeightGradients
-from lowmem_seq.models.lstm_forward import GATES, WAYS, Axes, Forward, Weights, side_by_side, wide_dtype
+from lowmem_seq.models.lstm_forward import GATES, WAYS, Axes, Directions, Forward, Weights, side_by_side, wide_dtype
 from lowmem_seq.models.products import products_for
 
 _NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -50,7 +52,7 @@ def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor) -> Tensor:
 
 
 class _ReadGrid(torch.autograd.Function):
-    """The operation; what it keeps are x, the result, and gates and states of each of the `Axes`."""
+    """The operation; what it keeps are x, the result, the weights, and gates and states of each part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *weights: Tensor) -> Tensor:
@@ -65,69 +67,79 @@ class _ReadGrid(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, out, *others = ctx.saved_tensors
-        weights, kept = others[: len(_NAMES) * 4], iter(others[len(_NAMES) * 4 :])
         x_needs, _, *weights_need = ctx.needs_input_grad
-        batch, height, width, channels = x.shape
+        weights, kept = others[: len(weights_need)], iter(others[len(weights_need) :])
         dx = torch.empty(x.shape, dtype=ctx.x_dtype, device=x.device) if x_needs else None
         found: list[Tensor | None] = []
-        for number, axes in enumerate(Axes.of(height, width)):
-            count = len(axes.axes)
-            directions = _directions(weights)[WAYS * number :][: WAYS * count]
-            packed = BackwardWeights.of(directions, ctx.dtype, x_needs)
+        for part in _Part.of(x, weights):
+            packed = BackwardWeights.of(part.directions, ctx.dtype, x_needs)
             sums, reader = WeightGradients(), None
-            gates, states = _by_piece(axes, batch, (next(kept), next(kept)), len(weights[0]))
-            for piece, *one in zip(axes.pieces(batch, len(weights[0]) // GATES), gates, states, strict=True):
+            for piece, *gates_and_states in zip(part.pieces, *part.cut(next(kept), next(kept)), strict=True):
                 images = piece.stop - piece.start
                 if reader is None or reader.images != images:
-                    reader = Backward(axes, packed, images, channels, products_for(ctx.dtype, x.device))
-                reader.read(dout[piece], (one[0], one[1]))
+                    products = products_for(ctx.dtype, x.device)
+                    reader = Backward(part.axes, packed, images, x.shape[-1], products)
+                reader.read(dout[piece], *gates_and_states)
                 if any(weights_need):
                     reader.add_weights(x[piece], out[piece], sums)
                 if dx is not None:
-                    reader.put_inputs(dx[piece], first=number == 0)
-            found += (
-                sums.of(len(weights[0]) // GATES) if any(weights_need) else [None] * (len(_NAMES) * WAYS * count)
-            )
-        found = [one if need else None for one, need in zip(found, weights_need, strict=True)]
-        return (dx, None, *found)
+                    reader.put_inputs(dx[piece], first=not found)
+            if any(weights_need):
+                found += sums.of(part.lstm_width)
+            else:
+                found += [None] * (len(part.directions) * len(_NAMES))
+        return (dx, None, *(one if need else None for one, need in zip(found, weights_need, strict=True)))
+
+
+class _Part(NamedTuple):
+    """The axes that are read together, their weights, and the pieces that a batch is read in."""
+
+    axes: Axes
+    directions: Directions
+    pieces: list[slice]
+    lstm_width: int
+
+    @classmethod
+    def of(cls, x: Tensor, weights: Sequence[Tensor]) -> Iterator[_Part]:
+        """Return both axes together or one after the other. Shapes: x: (B, H, W, C)."""
+        batch, height, width, _ = x.shape
+        lstm_width = len(weights[0]) // GATES
+        names = len(_NAMES)
+        directions = iter([Weights(*weights[start : start + names]) for start in range(0, len(weights), names)])
+        for axes in Axes.of(height, width):
+            theirs = list(islice(directions, WAYS * len(axes.axes)))
+            yield cls(axes, theirs, axes.pieces(batch, lstm_width), lstm_width)
+
+    def cut(self, gates: Tensor, states: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each piece's gates, (T, P, n, 4D), and states, (T, P, n, D), each contiguous."""
+        shapes = [
+            (self.axes.steps, len(self.directions), (piece.stop - piece.start) * self.axes.sequences)
+            for piece in self.pieces
+        ]
+        both = []
+        for kept, width in ((gates, GATES * self.lstm_width), (states, self.lstm_width)):
+            cuts = torch.split(kept, [math.prod(shape) * width for shape in shapes])
+            both.append([cut.view(*shape, width) for cut, shape in zip(cuts, shapes, strict=True)])
+        return both[0], both[1]
 
 
 def _forward(x: Tensor, dtype: torch.dtype, weights: Sequence[Tensor], kept: list[Tensor] | None) -> Tensor:
-    """Read the grid; gates and states go to the end of `kept`, two tensors for each of the `Axes`."""
+    """Read the grid; gates and states go to the end of `kept`, two tensors for each part."""
     batch, height, width, _ = x.shape
-    rows = len(weights[0])
-    out = torch.empty((batch, height, width, rows), dtype=dtype, device=x.device)
+    out = x.new_empty((batch, height, width, len(weights[0])), dtype=dtype)
     wide = wide_dtype(dtype)
-    for number, axes in enumerate(Axes.of(height, width)):
-        count = len(axes.axes)
-        packed = side_by_side(_directions(weights)[WAYS * number :][: WAYS * count], dtype)
-        pieces = axes.pieces(batch, rows // GATES)
-        both: list[tuple[Tensor, Tensor] | None] = [None] * len(pieces)
+    for part in _Part.of(x, weights):
+        packed = side_by_side(part.directions, dtype)
+        into: list[tuple[Tensor, Tensor] | None] = [None] * len(part.pieces)
         if kept is not None:
-            cells = axes.steps * WAYS * count * batch * axes.sequences
-            keep = wide if wide == dtype else torch.float16
-            kept += [x.new_empty(cells * rows, dtype=keep), x.new_empty(cells * rows // GATES, dtype=keep)]
-            both = list(zip(*_by_piece(axes, batch, (kept[-2], kept[-1]), rows), strict=True))
+            cells = len(part.directions) * batch * height * width * part.lstm_width
+            keep = wide if wide == dtype else torch.float16  # whose rounding is an eighth of bf16's
+            kept += [x.new_empty(GATES * cells, dtype=keep), x.new_empty(cells, dtype=keep)]
+            into = list(zip(*part.cut(*kept[-2:]), strict=True))
         reader = None
-        for piece, one in zip(pieces, both, strict=True):
+        for piece, one in zip(part.pieces, into, strict=True):
             images = piece.stop - piece.start
             if reader is None or reader.images != images:
-                reader = Forward(axes, packed, images, products_for(dtype, x.device))
+                reader = Forward(part.axes, packed, images, products_for(dtype, x.device))
             reader.read(x[piece], out[piece], one)
     return out
-
-
-def _directions(weights: Sequence[Tensor]) -> list[Weights]:
-    return [Weights(*weights[start : start + len(_NAMES)]) for start in range(0, len(weights), len(_NAMES))]
-
-
-def _by_piece(axes: Axes, batch: int, kept: tuple[Tensor, Tensor], rows: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return each piece's part of what is kept, contiguous: (T, P, n, 4D) and (T, P, n, D)."""
-    pieces = axes.pieces(batch, rows // GATES)
-    shapes = [(axes.steps, WAYS * len(axes.axes), (piece.stop - piece.start) * axes.sequences) for piece in pieces]
-    sizes = [steps * directions * n for steps, directions, n in shapes]
-    found = []
-    for one, width in zip(kept, (rows, rows // GATES), strict=True):
-        parts = torch.split(one, [size * width for size in sizes])
-        found.append([part.view(*shape, width) for part, shape in zip(parts, shapes, strict=True)])
-    return found[0], found[1]
