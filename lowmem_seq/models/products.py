@@ -15,6 +15,8 @@ from torch import Tensor
 
 _FEWEST_ROWS = 128
 """With fewer rows a call for each product costs more than the faster library saves."""
+_AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+"""Without it, oneDNN's a^T x is no faster than ATen's, and copies both."""
 
 
 class Products(Protocol):
@@ -61,6 +63,8 @@ class _OneDNN(_Aten):
         return [self._linear(one, weight.t(), None, "none", [], "") for one, weight in zip(a, weights, strict=True)]
 
     def weights(self, a: Tensor, x: Tensor) -> Tensor:
+        if not _AVX512:
+            return super().weights(a, x)
         # _linear_pointwise would transpose both first: half of the time again for 4,096 rows
         found = a.new_empty((len(a), a.shape[2], x.shape[2]))
         for one, y, result in zip(a, x, found, strict=True):

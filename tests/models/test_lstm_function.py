@@ -115,7 +115,7 @@ def test_it_keeps_few_bytes_a_token(shape: tuple[int, int, int], precision: str,
             y = (grid if path == "function" else BiLSTM2D.forward)(module, x)
         counted[path] = saved.now / (y.numel() / y.shape[-1])
     assert counted["function"] == expected
-    assert counted["torch"] > 3 * expected
+    assert counted["torch"] > 1.3 * expected  # by 1.7 to 10: oneDNN keeps the most
 
 
 def module_paths() -> tuple[str, ...]:
