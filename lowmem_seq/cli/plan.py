@@ -57,9 +57,10 @@ LSTM_PATHS = {
     "torch": "by torch's nn.LSTM",
 }
 ALLOCATORS = {
-    "huge": "huge pages, the fastest",
+    "keep": "keeps what is freed, the fastest",
     "default": "the system's own",
     "lean": "lean: gives memory back at once, which takes time",
+    "huge": "huge pages",
 }
 
 

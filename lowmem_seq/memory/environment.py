@@ -1,8 +1,9 @@
 """The environment that a training process is started with: what must be there before it begins.
 
-The allocator is a choice between speed and memory. Small, bf16, micro-batch 64, one thread: huge pages 567 images/s
-at 553 MiB, glibc's defaults 447 at 542, and with small thresholds, by which nearly all that is freed goes back to
-the system at once, 261 at 428 (docs/log.md).
+The allocator is a choice between speed and memory: glibc's malloc gives large blocks back to the system, and each
+that is taken again faults in page by page. Small, bf16, micro-batch 64, two workers: 1,120 to 1,190 images/s at 564
+MB where blocks are kept, 1,080 to 1,100 at 551 by glibc's defaults, and 534 at 519 where nearly all goes back at
+once (docs/log.md, 2026-11-23).
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ PASSIVE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait for others sleep instead of spinning. Where another program keeps a core busy, spinning made
 Small train at 8 to 11 images/s instead of 277 to 327 (docs/log.md, 2026-11-22)."""
 ALLOCATORS: dict[str, dict[str, str]] = {
-    "huge": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    "keep": {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"},
     "default": {},
     "lean": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+    "huge": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
 }
-"""`huge`: glibc's malloc asks for transparent huge pages, which takes page faults out of every step. `lean`: blocks
-of 64 KiB and more come from the system and go back to it one by one. `default`: as the system has it."""
+"""`keep`: blocks of up to 32 MiB, the most that glibc can be told, come from the heap and stay in it, from the
+first step on. `lean`: blocks of 64 KiB and more come from the system and go back to it one by one. `default`: as
+the system has it. `huge`: transparent huge pages, for runs that were planned with them; at 224x224 they cost up to
+40 % of the speed."""
 HIGH_WATERMARK = "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
 LOW_WATERMARK = "PYTORCH_MPS_LOW_WATERMARK_RATIO"
 VARIABLES = {
@@ -53,7 +57,7 @@ def usable_allocators() -> tuple[str, ...]:
     of_ours = {name for variables in ALLOCATORS.values() for name in variables}
     if sys.platform != "linux" or not _has_glibc() or any(name in os.environ for name in of_ours):
         return ("default",)
-    return ("huge", "lean")
+    return ("keep", "lean")
 
 
 def _has_glibc() -> bool:

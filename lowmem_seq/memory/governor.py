@@ -75,18 +75,18 @@ class Governor:
         self._calm_seconds = CALM_SECONDS
         self._grew = False
 
-    def look(self, bytes_to_grow: int | None) -> Advice | None:
+    def look(self, larger_bytes: int | None) -> Advice | None:
         """Return what to do now; it costs some 20 us, and the machine is looked at four times a second.
 
         Args:
-            bytes_to_grow: what the next larger setting takes beyond the present one; None where there is none.
+            larger_bytes: what the next larger setting holds at its peak; None where there is no larger one.
         """
         with self._mutex:
-            return self._look_at_self() or self._look_at_machine(bytes_to_grow)
+            return self._look_at_self() or self._look_at_machine(larger_bytes)
 
     def _look_at_self(self) -> Advice | None:
         """See whether this process came near the cap, also within a micro-batch; caches are given back first."""
-        held = self._held_or_peak()
+        held = self.peak_bytes
         if held <= max(NEAR_CAP * self._room_bytes, GROWTH * self._tolerated_bytes):
             return None
         if not self._tried_releasing:
@@ -99,7 +99,7 @@ class Governor:
             return Advice("restart", f"{self._leak.noticed}, and the trainer came to {figures}")
         return Advice("shrink", f"the trainer came to {figures} under the cap")
 
-    def _look_at_machine(self, bytes_to_grow: int | None) -> Advice | None:
+    def _look_at_machine(self, larger_bytes: int | None) -> Advice | None:
         now = self._clock()
         if now - self._looked_at < SECONDS_BETWEEN_LOOKS or now - self._changed_at < SECONDS_TO_TAKE_EFFECT:
             return None
@@ -109,11 +109,13 @@ class Governor:
         if shortage is not None:
             self._calm_since = now
             return Advice("shrink", shortage)
-        if bytes_to_grow is None or now - self._calm_since < self._calm_seconds:
+        if larger_bytes is None or now - self._calm_since < self._calm_seconds:
             return None
-        if self._held_or_peak() + bytes_to_grow > NEAR_CAP * self._room_bytes:
-            return None
-        if machine.available_bytes < ENOUGH * machine.short_bytes + bytes_to_grow:
+        more = max(0, larger_bytes - self.peak_bytes)
+        if (
+            larger_bytes > NEAR_CAP * self._room_bytes
+            or machine.available_bytes < ENOUGH * machine.short_bytes + more
+        ):
             return None
         return Advice("grow", f"memory was calm for {now - self._calm_since:.0f} s")
 
@@ -123,7 +125,7 @@ class Governor:
         A look comes between micro-batches, when little is held: for Small at 128 images the memory that was left
         swung between 152 and 331 MB within a step.
         """
-        more = max(0, self._held_or_peak() - self._reader.held_bytes(self._pid))
+        more = max(0, self.peak_bytes - self._reader.held_bytes(self._pid))
         return replace(machine, available_bytes=max(0, machine.available_bytes - more))
 
     def _shortage(self, machine: MachineMemory) -> str | None:
@@ -170,7 +172,9 @@ class Governor:
         with self._mutex:
             return self._leak.step_ended(self._reader.held_bytes(self._pid), steps_left)
 
-    def _held_or_peak(self) -> int:
+    @property
+    def peak_bytes(self) -> int:
+        """The most that this process held since its setting changed or its caches were given back."""
         held, peak = self._reader.held_bytes(self._pid), self._reader.peak_bytes(self._pid) or 0
         return max(held, peak if peak > self._old_peak_bytes else 0)
 
@@ -183,7 +187,7 @@ class Governor:
 class SilentGovernor(Governor):
     """Advises nothing: for what must be computed as it was told, to be measured or to be compared."""
 
-    def look(self, bytes_to_grow: int | None) -> Advice | None:
-        """Return nothing to do, however much the next larger setting takes."""
-        del bytes_to_grow
+    def look(self, larger_bytes: int | None) -> Advice | None:
+        """Return nothing to do, whatever the next larger setting holds."""
+        del larger_bytes
         return None

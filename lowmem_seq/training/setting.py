@@ -43,7 +43,8 @@ class SettingInForce:
         self._run, self._workers, self.governor = run, workers, governor
         self._journal, self._patience = journal, patience
         self._advice: Advice | None = None
-        self._before: list[Setting] = []
+        self._before: list[tuple[Setting, int]] = []
+        """Whence it came to be so small, and the highest peak that is known of it, in bytes."""
         self._told_that_it_is_smallest = False
         self._peaks = highest_peaks(plan.measured)
         self.take(plan)
@@ -56,23 +57,25 @@ class SettingInForce:
         self._workers.set_recomputed_layers(plan.recomputed_layers)
         self._workers.set_lstm_path(plan.lstm_path)
         self._smaller = smaller(plan)
-        self._bytes_to_grow: int | None = None
-        larger = self._larger()
-        if larger is not None:  # of what was never measured, the most and the least that it can be
-            most = self._peaks.get(larger, self._peaks.get(plan.chosen, plan.predicted_peak_bytes))
-            least = self._peaks.get(plan.setting, plan.footprint.without_images_bytes)
-            self._bytes_to_grow = max(0, most - least)
 
     def _larger(self) -> Setting | None:
         if self._before:
-            return self._before[-1]
+            return self._before[-1][0]
         return self.plan.chosen if self.plan.setting != self.plan.chosen else None
+
+    def _larger_bytes(self) -> int | None:
+        """Return the peak of the next larger setting: as this process had it, or as the plan knows it."""
+        if self._before:
+            return self._before[-1][1]
+        if self.plan.setting == self.plan.chosen:
+            return None
+        return self._peaks.get(self.plan.chosen, self.plan.predicted_peak_bytes - self.plan.others_bytes)
 
     def asks_to_stop(self) -> bool:
         """Whether the step under way should be dropped, because memory is short; any worker's thread may ask."""
         growing = self._advice is not None and self._advice.what == "grow"
         if self._advice is None or growing:  # the rest of a long step can be long enough for a shortage
-            advice = self.governor.look(None if growing else self._bytes_to_grow)
+            advice = self.governor.look(None if growing else self._larger_bytes())
             if advice is not None and advice.what == "shrink" and self._smaller is None:
                 self._bear(advice)
             elif advice is not None:
@@ -114,7 +117,8 @@ class SettingInForce:
     def _next(self, advice: Advice) -> Plan | None:
         if advice.what == "shrink":
             if self._smaller is not None:
-                self._before.append(self.plan.setting)
+                peak = max(self.governor.peak_bytes, self._peaks.get(self.plan.setting, 0))
+                self._before.append((self.plan.setting, peak))
             return self._smaller
         larger = self._larger()
         if self._before:

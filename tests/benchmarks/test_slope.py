@@ -138,7 +138,7 @@ def result(mb_an_hour: float, noise_mb: float = 0.0, **run: Any) -> dict[str, An
         "events": {"validation": 30, "checkpoint": 8, "leak_noticed": 0},
         "first_validation_seconds": 50.0,
         "steps": 9000,
-        "run": {**quiet, "setting": setting, "allocator": "huge", **run},
+        "run": {**quiet, "setting": setting, "allocator": "keep", **run},
     }
 
 
@@ -148,7 +148,7 @@ def test_the_table_tells_the_slope_of_each_process_after_the_warm_up() -> None:
     assert lines[3] == "| trainer | 500 MB | 501 MB | 2.00 GB | +1.50 (+1.50 to +1.50) |"
     assert lines[4] == "| **both** | 540 MB | 541 MB | 2.04 GB | +1.50 (+1.50 to +1.50) |"
     assert lines[6] == (
-        "The promise is at most 1 MB/h: it is broken. One run of 30 minutes (micro-batch 64 x 2, huge, 7 layers "
+        "The promise is at most 1 MB/h: it is broken. One run of 30 minutes (micro-batch 64 x 2, keep, 7 layers "
         "recomputed): 9,000 steps, 30 validations, 8 saves; n = 144 windows of 10 s, of 90,000 looks in all; the "
         "first 6 min 00 s are left out as warm-up."
     )

@@ -247,7 +247,7 @@ def test_the_table_shows_what_broke_the_promise() -> None:
     told = {
         **{"case": "small@1GB", "fresh": True, "limited": False, "commit": "abc", "seconds": 10.0, "count": 4000},
         **{"interval_median_seconds": 0.0025, "interval_longest_seconds": 0.04, "late_seconds": 0.1},
-        **{"setting": {"micro_batch": 64, "workers": 2, "recomputed_layers": 3}, "allocator": "huge"},
+        **{"setting": {"micro_batch": 64, "workers": 2, "recomputed_layers": 3}, "allocator": "keep"},
         **{"images_per_second": 900.0, "above_on_purpose": 0, "own_peak_bytes": 950, "predicted_peak_bytes": 1000},
     }
     excess = {"on_purpose": False, "phase": "after step 3", "held": {"trainer (7)": 1100}}
@@ -259,7 +259,7 @@ def test_the_table_shows_what_broke_the_promise() -> None:
     state = {"machine": machine(), "swap_bytes": 0, "no_groups": None, "runs": runs}
     lines = table(state).splitlines()
     assert lines[2] == (
-        "| small@1GB | 2 (2, 0) | 2, 0 | 8,000 | **7** | 110.0% | 90.0% | 95.0% | 0 | 0 B | 64x2 r3 huge | 900 |"
+        "| small@1GB | 2 (2, 0) | 2, 0 | 8,000 | **7** | 110.0% | 90.0% | 95.0% | 0 | 0 B | 64x2 r3 keep | 900 |"
     )
     assert "n = 2 runs, 8,000 samples: one every 2.5 ms (median), the longest interval 40 ms; 1.00% of" in lines[4]
     assert broken_promises(state) == [

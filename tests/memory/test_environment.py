@@ -21,6 +21,7 @@ from lowmem_seq.memory.environment import (
 )
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+LARGE_THRESHOLDS = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20)}
 SMALL_THRESHOLDS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -30,7 +31,10 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize(("name", "added"), [("huge", HUGE_PAGES), ("default", {}), ("lean", SMALL_THRESHOLDS)])
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [("keep", LARGE_THRESHOLDS), ("default", {}), ("lean", SMALL_THRESHOLDS), ("huge", HUGE_PAGES)],
+)
 def test_threads_wait_passively_and_the_allocator_is_set(name: str, added: dict[str, str]) -> None:
     assert training_environment(3, name) == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "3", **added}
     assert not set(VARIABLES) & os.environ.keys()
@@ -57,7 +61,7 @@ def test_what_a_plan_may_not_hold_is_left_to_the_environment(monkeypatch: pytest
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is of Linux")
 def test_glibc_can_be_fast_or_lean_unless_the_user_chose() -> None:
-    assert usable_allocators() == ("huge", "lean")
+    assert usable_allocators() == ("keep", "lean")
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])

@@ -49,9 +49,9 @@ class World:
         self.reader = Reader()
         self.governor = Governor(self.reader, PID, ROOM, lambda: self.now)
 
-    def look(self, seconds: float = 2.0, bytes_to_grow: int | None = None) -> Advice | None:
+    def look(self, seconds: float = 2.0, larger_bytes: int | None = None) -> Advice | None:
         self.now += seconds
-        return self.governor.look(bytes_to_grow)
+        return self.governor.look(larger_bytes)
 
     def shrink(self) -> Advice:
         advice = self.look(0.0)
@@ -154,10 +154,12 @@ def test_swapping_and_waiting_count_where_there_is_little_left(
 
 def test_a_run_grows_back_after_calm_where_there_is_room(world: World) -> None:
     assert world.look(CALM_SECONDS + 1) is None  # there is nothing larger
-    advice = world.look(1.0, bytes_to_grow=10**8)
+    advice = world.look(1.0, larger_bytes=ROOM // 2 + 10**8)
     assert advice is not None
     assert advice.what == "grow"
-    assert world.look(1.0, bytes_to_grow=ROOMY.available_bytes) is None
+    world.reader.memory = left(0.13)  # a tenth, 1 GB, must be left
+    assert world.look(1.0, larger_bytes=ROOM // 2 + 2 * 10**8) is not None
+    assert world.look(1.0, larger_bytes=ROOM // 2 + 4 * 10**8) is None
 
 
 def test_what_this_process_takes_at_its_peak_is_not_left_on_the_machine(world: World) -> None:
@@ -171,10 +173,10 @@ def test_what_this_process_takes_at_its_peak_is_not_left_on_the_machine(world: W
 def test_calm_is_counted_from_the_last_shortage(world: World) -> None:
     world.look(CALM_SECONDS)
     world.reader.memory = left(0.04)
-    assert world.look(1.0, bytes_to_grow=1) is not None
+    assert world.look(1.0, larger_bytes=1) is not None
     world.reader.memory = ROOMY
-    assert world.look(CALM_SECONDS - 1, bytes_to_grow=1) is None
-    advice = world.look(2.0, bytes_to_grow=1)
+    assert world.look(CALM_SECONDS - 1, larger_bytes=1) is None
+    advice = world.look(2.0, larger_bytes=1)
     assert advice is not None
     assert advice.what == "grow"
 
@@ -186,7 +188,7 @@ def test_who_grew_too_much_waits_twice_as_long_before_the_next_time(
     waits = []
     for _ in range(4):
         before = world.now
-        while (advice := world.look(1.0, bytes_to_grow=1)) is None:
+        while (advice := world.look(1.0, larger_bytes=1)) is None:
             pass
         assert advice.what == "grow"
         waits.append(round(world.now - before))
@@ -284,9 +286,8 @@ def test_a_peak_that_can_t_be_reset_counts_once(world: World) -> None:
 
 
 def test_a_run_does_not_grow_where_its_own_cap_has_no_room(world: World) -> None:
-    world.reader.hold(700_000_000)
-    assert world.look(CALM_SECONDS + 1, bytes_to_grow=300_000_000) is None
-    assert world.look(1.0, bytes_to_grow=200_000_000) is not None
+    assert world.look(CALM_SECONDS + 1, larger_bytes=966_000_000) is None
+    assert world.look(1.0, larger_bytes=964_000_000) is not None
 
 
 def test_a_peak_is_told_before_it_is_set_back() -> None:

@@ -26,7 +26,7 @@ measurements = st.builds(
     micro_batch=st.integers(1, 1024),
     workers=st.integers(1, MOST_WORKERS),
     recomputed_layers=st.integers(0, 36),
-    allocator=st.sampled_from(["huge", "default", "lean"]),
+    allocator=st.sampled_from(["keep", "default", "lean", "huge"]),
     lstm_path=st.sampled_from(["function", "torch"]),
     peak_bytes=st.integers(10**8, 10**10),
     data_bytes=st.integers(0, 10**10),
@@ -99,7 +99,7 @@ def test_a_plan_says_its_format_version() -> None:
         {"recomputed_layers": 10**4 + 1},
         {"layers": True},
         {"allocator": "jemalloc"},
-        {"allocator": ["huge"]},
+        {"allocator": ["keep"]},
         {"lstm_path": "cudnn"},
         {"lstm_path": None},
         {"chosen": {"micro_batch": 0, "workers": 1}},
@@ -236,14 +236,14 @@ def test_a_plan_of_the_first_release_that_could_do_harm_is_refused(changes: dict
         plan_from_json({**OF_VERSION_1, **changes})
 
 
-def measured(setting: Setting, peak_bytes: int, rate: float, allocator: str = "huge") -> Measurement:
+def measured(setting: Setting, peak_bytes: int, rate: float, allocator: str = "keep") -> Measurement:
     return Measurement(
         **asdict(setting), allocator=allocator, peak_bytes=peak_bytes, data_bytes=0, images_per_second=rate
     )
 
 
 def plan_with(now: Setting, *points: Measurement, layers: int = 7) -> Plan:
-    return replace(tiny_plan(), **asdict(now), threads=1, allocator="huge", measurements=points, layers=layers)
+    return replace(tiny_plan(), **asdict(now), threads=1, allocator="keep", measurements=points, layers=layers)
 
 
 def test_the_next_smaller_setting_is_the_fastest_measured_that_needs_clearly_less() -> None:

@@ -16,7 +16,7 @@ MB = 10**6
 FACTS = Facts("cpu", "bf16", 7, 240, 30, 0, 32, 7200, 800, 2000)
 
 
-def point(micro_batch: int, peak: int, rate: float, allocator: str = "huge", data: int = 0) -> Measurement:
+def point(micro_batch: int, peak: int, rate: float, allocator: str = "keep", data: int = 0) -> Measurement:
     return Measurement(micro_batch, 1, 0, allocator, peak, data, rate)
 
 
@@ -25,7 +25,7 @@ def something_known() -> Knowledge:
         facts=FACTS,
         measured=[point(8, 500, 9.0), point(16, 600, 12.0)],
         verified=[point(16, 580, 11.0, data=700)],
-        unfit=[Unfit(Setting(64, 2, 7), Means("huge"), 900 * MB)],
+        unfit=[Unfit(Setting(64, 2, 7), Means("keep"), 900 * MB)],
         given_up=[GivenUp(900, 1500)],
         evaluated_images_per_second=30.5,
         save_seconds=0.25,
@@ -62,17 +62,17 @@ def test_without_a_fresh_process_the_highest_peak_counts() -> None:
 def test_a_look_is_answered_as_often_as_it_was_taken() -> None:
     known = Knowledge(measured=[point(8, 500, 9.0)])
     eight = Setting(8, 1)
-    assert known.answer(Look(eight, Means("huge")), 1000) == (True, point(8, 500, 9.0))
-    assert known.answer(Look(eight, Means("huge"), again=1), 1000) == (False, None)
-    assert known.answer(Look(eight, Means("huge"), fresh=True), 1000) == (False, None)
+    assert known.answer(Look(eight, Means("keep")), 1000) == (True, point(8, 500, 9.0))
+    assert known.answer(Look(eight, Means("keep"), again=1), 1000) == (False, None)
+    assert known.answer(Look(eight, Means("keep"), fresh=True), 1000) == (False, None)
     assert known.answer(Look(eight, Means("lean")), 1000) == (False, None)
     known.verified.append(point(8, 490, 8.0))
-    assert known.answer(Look(eight, Means("huge"), fresh=True), 1000) == (True, point(8, 490, 9.0))
-    assert known.answer(Look(eight, Means("huge"), again=1), 1000)[0]
+    assert known.answer(Look(eight, Means("keep"), fresh=True), 1000) == (True, point(8, 490, 9.0))
+    assert known.answer(Look(eight, Means("keep"), again=1), 1000)[0]
 
 
 def test_what_did_not_fit_is_not_tried_again_with_as_little() -> None:
-    known, look = something_known(), Look(Setting(64, 2, 7), Means("huge"))
+    known, look = something_known(), Look(Setting(64, 2, 7), Means("keep"))
     assert known.answer(look, 900 * MB) == (True, None)
     assert known.answer(look, 800 * MB) == (True, None)
     assert known.answer(look, 905 * MB) == (True, None)  # hardly more
@@ -81,8 +81,8 @@ def test_what_did_not_fit_is_not_tried_again_with_as_little() -> None:
 
 def test_a_cap_that_a_refusal_names_is_tried_however_large_it_is() -> None:
     refused = 6000 * MB
-    known = Knowledge(unfit=[Unfit(Setting(1, 1), Means("huge"), refused)])
-    assert known.answer(Look(Setting(1, 1), Means("huge")), refused + ROUND_BYTES) == (False, None)
+    known = Knowledge(unfit=[Unfit(Setting(1, 1), Means("keep"), refused)])
+    assert known.answer(Look(Setting(1, 1), Means("keep")), refused + ROUND_BYTES) == (False, None)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Machine:
     def space(
         self,
         wanted: int | None = None,
-        allocators: tuple[str, ...] = ("huge", "lean"),
+        allocators: tuple[str, ...] = ("keep", "lean"),
         lstm_paths: tuple[str, ...] = ("torch",),
     ) -> Space:
         shares = (1 / self.facts.layers,) * self.facts.layers
@@ -133,7 +133,7 @@ def test_with_plenty_of_memory_the_best_is_found_in_one_process() -> None:
     choice = machine.search(20_000 * MB, machine.space())
     assert choice is not None
     assert choice.setting == Setting(64, 2)
-    assert machine.processes == ["huge"]
+    assert machine.processes == ["keep"]
     assert choice.peak_bytes < COMFORTABLE * 20_000 * MB
     assert not any(look.fresh for look in machine.looks)
 
@@ -204,7 +204,7 @@ def test_where_nothing_fits_the_least_setting_was_tried_with_each_allocator() ->
     assert machine.search(budget, machine.space()) is None
     least = Setting(1, 1, 36)
     tried = {(look.setting, look.means.allocator) for look in machine.looks}
-    assert (least, "huge") in tried
+    assert (least, "keep") in tried
     assert (least, "lean") in tried
     assert len(machine.looks) <= 3
 
@@ -219,7 +219,7 @@ def test_the_lean_allocator_is_taken_where_only_it_fits() -> None:
     machine = large_one()
     least = machine.peak(Setting(1, 1, 36), "lean")
     budget = round(least / SHARE_OF_BUDGET) + MB
-    assert machine.peak(Setting(1, 1, 36), "huge") > SHARE_OF_BUDGET * budget
+    assert machine.peak(Setting(1, 1, 36), "keep") > SHARE_OF_BUDGET * budget
     choice = machine.search(budget, machine.space())
     assert choice is not None
     assert (choice.setting, choice.allocator) == (Setting(1, 1, 36), "lean")
@@ -265,19 +265,19 @@ def test_in_a_hurry_only_the_choice_is_seen_to_be_sound() -> None:
     assert next_look(space, machine.known, budget, hurry=True) is None
     for size in (8, 16):
         setting = Setting(size, 1)
-        rate = machine.speed(setting, "huge")
-        machine.known.measured.append(Measurement(size, 1, 0, "huge", machine.peak(setting, "huge"), 0, rate))
-    assert next_look(space, machine.known, budget, hurry=True) == Look(Setting(16, 1), Means("huge"), fresh=True)
+        rate = machine.speed(setting, "keep")
+        machine.known.measured.append(Measurement(size, 1, 0, "keep", machine.peak(setting, "keep"), 0, rate))
+    assert next_look(space, machine.known, budget, hurry=True) == Look(Setting(16, 1), Means("keep"), fresh=True)
 
 
 def test_a_choice_that_does_not_fit_alone_gives_way_to_the_next() -> None:
     known = Knowledge(
-        measured=[Measurement(8, 1, 0, "huge", 500 * MB, 0, 9.0), Measurement(4, 1, 0, "huge", 480 * MB, 0, 7.0)]
+        measured=[Measurement(8, 1, 0, "keep", 500 * MB, 0, 9.0), Measurement(4, 1, 0, "keep", 480 * MB, 0, 7.0)]
     )
     assert [point.micro_batch for point in fitting(known, 600 * MB)] == [8, 4]
-    known.verified.append(Measurement(8, 1, 0, "huge", 590 * MB, 0, 9.0))
+    known.verified.append(Measurement(8, 1, 0, "keep", 590 * MB, 0, 9.0))
     assert [point.micro_batch for point in fitting(known, 600 * MB)] == [4]
-    known.unfit.append(Unfit(Setting(4, 1), Means("huge"), 600 * MB))
+    known.unfit.append(Unfit(Setting(4, 1), Means("keep"), 600 * MB))
     assert fitting(known, 600 * MB) == []
     assert [point.micro_batch for point in fitting(known, 700 * MB)] == [8, 4]  # with more to hold it may do
 

@@ -31,7 +31,7 @@ from tests.builders import tiny_plan
 MB = 10**6
 FACTS = Facts("cpu", "fp32", 4, 240 * MB, 5 * MB, 0, 16, 40, 5, 12)
 SUPERVISOR = 40 * MB
-ALLOCATORS = ("huge", "lean")
+ALLOCATORS = ("keep", "lean")
 
 
 class Reader:
@@ -228,11 +228,11 @@ OTHERS = SUPERVISOR + SUPERVISOR_GROWTH_BYTES
 def test_the_plan_is_the_fastest_that_fits_written_down_and_told(bench: Bench) -> None:
     plan = bench.plan(4000 * MB).plan
     assert plan.setting == plan.chosen == Setting(16, 2)  # all of a batch of 32
-    assert (plan.device, plan.precision, plan.layers, plan.threads, plan.allocator) == ("cpu", "fp32", 4, 1, "huge")
+    assert (plan.device, plan.precision, plan.layers, plan.threads, plan.allocator) == ("cpu", "fp32", 4, 1, "keep")
     assert (plan.cap_bytes, plan.cap_source, plan.others_bytes) == (4000 * MB, "given", OTHERS)
     assert plan.predicted_peak_bytes == plan.footprint.total_bytes == 620 * MB + OTHERS
     assert plan.predicted_images_per_second == pytest.approx(1000 * 32 / 52)
-    assert plan.environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert plan.environment["MALLOC_MMAP_THRESHOLD_"] == str(32 * 2**20)
     assert plan_from_json(read_json(bench.run.plan_file)) == plan
     (event,) = [event for event in bench.run.events if event["event"] == "planned"]
     assert event["micro_batch"] == 16
@@ -402,11 +402,11 @@ def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
 
 
 def test_the_bound_on_the_data_segment_leaves_what_the_cap_still_allows() -> None:
-    best = Measurement(8, 1, 0, "huge", 400 * MB, 520 * MB, 9.0)
+    best = Measurement(8, 1, 0, "keep", 400 * MB, 520 * MB, 9.0)
     assert data_limit(best, 410 * MB) == 520 * MB + 5 * MB  # half of the room is kept for file pages
     assert data_limit(best, 900 * MB) == 520 * MB + 500 * MB - 13.5 * MB
     assert data_limit(best, 300 * MB) == 520 * MB  # never below what was seen
-    unseen = Measurement(8, 1, 0, "huge", 400 * MB, 0, 9.0)
+    unseen = Measurement(8, 1, 0, "keep", 400 * MB, 0, 9.0)
     assert data_limit(unseen, 900 * MB, "linux") is None
     assert data_limit(unseen, 900 * MB, "win32") == 900 * MB
 

@@ -11,7 +11,6 @@ from benchmarks.replay import Replay, differences_from_replay, replay, settings_
 from lowmem_seq.channel import Channel
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.footprint import Footprint
 from lowmem_seq.memory.governor import Advice, Governor
 from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
 from lowmem_seq.runs.events import Event
@@ -31,14 +30,14 @@ class Script(Governor):
     """Advises what a test says, at the n-th look."""
 
     def __init__(self, advices: dict[int, Advice]) -> None:
-        super().__init__(FakeReader(), 1, 10**12)
+        super().__init__(FakeReader(held={1: 400 * 10**6}), 1, 10**12)
         self._advices, self.looks = advices, 0
         self.offers: list[int | None] = []
         self.heard: list[str] = []
 
-    def look(self, bytes_to_grow: int | None) -> Advice | None:
+    def look(self, larger_bytes: int | None) -> Advice | None:
         self.looks += 1
-        self.offers.append(bytes_to_grow)
+        self.offers.append(larger_bytes)
         return self._advices.get(self.looks)
 
     def changed(self, advice: Advice, has_changed: bool = True) -> None:
@@ -119,14 +118,26 @@ def test_to_grow_waits_for_the_next_step_and_goes_the_way_back(run: RunFolder, t
     assert differences(run.path, replay(run, tmp_path / "replayed")) == []
 
 
-def test_what_growing_takes_is_told_where_neither_setting_was_measured(run: RunFolder) -> None:
-    held = Footprint(libraries_bytes=200 * 10**6, weights_bytes=30 * 10**6, activations_bytes=400 * 10**6)
+def test_a_larger_setting_holds_what_was_measured_or_what_this_process_held_there(run: RunFolder) -> None:
     chosen = Measurement(4, 1, 0, tiny_plan(4).allocator, 630 * 10**6, 0, 100.0)
-    write_json(run.plan_file, replace(tiny_plan(4), footprint=held, measurements=(chosen,)).to_json())
-    governor = trained(run, {1: SHRINK, 2: SHRINK}).setting.governor
+    write_json(run.plan_file, replace(tiny_plan(4), measurements=(chosen,)).to_json())
+    training = opened(run, {1: SHRINK, 2: SHRINK})
+    governor = training.setting.governor
     assert isinstance(governor, Script)
-    # to four from two, and to two from one: of these two sizes nothing is known
-    assert governor.offers == [None, *[400 * 10**6] * (len(governor.offers) - 1)]
+    assert governor.peak_bytes == 400 * 10**6
+    assert training.go()
+    # to four from two, and to two from one, which was not measured
+    assert governor.offers == [None, 630 * 10**6, *[400 * 10**6] * (len(governor.offers) - 2)]
+
+
+def test_a_run_that_goes_on_small_knows_what_was_foretold(run: RunFolder) -> None:
+    small = replace(
+        tiny_plan(4), micro_batch=2, measurements=(), predicted_peak_bytes=500 * 10**6, others_bytes=10**8
+    )
+    write_json(run.plan_file, small.to_json())
+    governor = trained(run, {}).setting.governor
+    assert isinstance(governor, Script)
+    assert set(governor.offers) == {400 * 10**6}
 
 
 def test_a_shortage_in_the_step_before_the_run_grows_makes_it_smaller_instead(run: RunFolder) -> None:
