@@ -35,9 +35,9 @@ from benchmarks.predictions import (
 )
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.environment import usable_allocators
-from lowmem_seq.memory.plan import Setting
+from lowmem_seq.memory.plan import Means, Setting
 from lowmem_seq.memory.search import SHARE_OF_BUDGET
-from lowmem_seq.memory.space import Space, even_sizes, usable_cores
+from lowmem_seq.memory.space import even_sizes, make_space
 
 DATA_FILE = ROOT / "docs" / "plans.json"
 CAPS = {
@@ -46,22 +46,44 @@ CAPS = {
     "sequencer2d_l": ("2GB", "4GB", "6GB"),
 }
 """Under which a plan is compared with all that could have been chosen."""
+STEP = 0.25
+"""By how much sizes that are measured lie apart at the least."""
 BEST_SHARE = 0.95
 """What a plan's speed must be of the best that an exhaustive search finds."""
 
 
 def use_cases(preset: str) -> Iterator[Case]:
-    """Yield what a plan may choose: even sizes, all numbers of workers, some layers recomputed, each allocator."""
+    """Yield what a plan may choose: sizes, all numbers of workers, some layers recomputed, each means.
+
+    That is in steps: sizes that divide a step, and between them others a quarter away; all layers recomputed, half
+    of them, for small images a quarter, or none; and nn.LSTM only with the fast allocator, for the other is there to
+    save memory.
+    """
     config = make_config(preset)
     layers = layer_count(config)
-    space = Space(no_facts(config, layers), config.recipe.effective_batch, usable_cores(None), None, (), ())
+    facts = no_facts(config, layers)
+    space = make_space(config, facts, usable_allocators())
+    quarter = {layers // 4} if space.is_small else set()
+    fast, *others = space.allocators
+    all_means = [Means(fast, path) for path in space.lstm_paths]
+    all_means += [Means(allocator, space.lstm_paths[0]) for allocator in others]
     for workers in space.workers:
-        for size in even_sizes(config.recipe.effective_batch, workers):
+        batch = config.recipe.effective_batch
+        for size in thinned(even_sizes(batch, workers), batch / workers):
             if size < min(SIZES[preset]) or size > 2 * max(SIZES[preset]):
                 continue
-            for recomputed in sorted({0, layers // 4, layers // 2, layers}):
-                for allocator in usable_allocators():
-                    yield Case(preset, Setting(size, workers, recomputed), allocator)
+            for recomputed in sorted({0, layers // 2, layers} | quarter):
+                for means in all_means:
+                    yield Case(preset, Setting(size, workers, recomputed), means)
+
+
+def thinned(sizes: list[int], share: float) -> list[int]:
+    """Return those of some sizes that divide a worker's share of a step, and others far enough from all."""
+    kept = [size for size in sizes if share % size == 0]
+    for size in sizes:
+        if all(max(size, other) >= (1 + STEP) * min(size, other) for other in kept):
+            kept.append(size)
+    return sorted(kept)
 
 
 def plan_under(preset: str, cap: str) -> dict[str, Any]:
@@ -73,7 +95,7 @@ def plan_under(preset: str, cap: str) -> dict[str, Any]:
         return {"refused": done.stderr.strip(), "seconds": time.monotonic() - began}
     told = json.loads(done.stdout)
     kept = (
-        *("micro_batch", "workers", "recomputed_layers", "allocator", "cap_bytes", "others_bytes"),
+        *("micro_batch", "workers", "recomputed_layers", "allocator", "lstm_path", "cap_bytes", "others_bytes"),
         *("predicted_peak_bytes", "images_per_second"),
     )
     return {**{key: told[key] for key in kept}, "seconds": time.monotonic() - began}
@@ -93,7 +115,9 @@ def uses(results: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         best = max(fitting, key=lambda point: float(point["images_per_second"]))
         chosen = Case(
-            preset, Setting(plan["micro_batch"], plan["workers"], plan["recomputed_layers"]), plan["allocator"]
+            preset,
+            Setting(plan["micro_batch"], plan["workers"], plan["recomputed_layers"]),
+            Means(plan["allocator"], plan["lstm_path"]),
         )
         same = results["use"].get(chosen.key)  # by the same stick, where the choice is one of those
         rate = plan["images_per_second"] if same is None else same["measured"]["images_per_second"]
@@ -137,7 +161,7 @@ def page(results: dict[str, Any]) -> str:
 def told_setting(one: dict[str, Any]) -> str:
     """Return a setting in a cell."""
     recomputed = f", {one['recomputed_layers']} recomputed" if one["recomputed_layers"] else ""
-    return f"{one['micro_batch']} x {one['workers']}{recomputed}, {one['allocator']}"
+    return f"{one['micro_batch']} x {one['workers']}{recomputed}, {one['allocator']}, {one['lstm_path']}"
 
 
 def broken_promises(results: dict[str, Any]) -> list[str]:

@@ -19,10 +19,10 @@ from lowmem_seq.data.cache import cache_folder
 from lowmem_seq.files import TEMPORARY_MARK, write_json
 from lowmem_seq.memory.environment import training_environment, usable_allocators
 from lowmem_seq.memory.footprint import Facts, held_without_images
-from lowmem_seq.memory.plan import Measurement, Setting
+from lowmem_seq.memory.plan import Means, Measurement, Setting
 from lowmem_seq.memory.prediction import predict_bytes, with_margin
 from lowmem_seq.memory.remembered import Knowledge, Request
-from lowmem_seq.memory.space import make_space, usable_cores
+from lowmem_seq.memory.space import lstm_paths, make_space, usable_cores
 from lowmem_seq.runs.folder import create_run
 from lowmem_seq.supervisor.child import Child
 
@@ -51,13 +51,14 @@ class Case:
 
     preset: str
     setting: Setting
-    allocator: str
+    means: Means
 
     @property
     def key(self) -> str:
         """Its name in docs/plans.json."""
-        one = self.setting
-        return f"{self.preset} {one.micro_batch}x{one.workers} recompute {one.recomputed_layers} {self.allocator}"
+        one, means = self.setting, self.means
+        told = f"{self.preset} {one.micro_batch}x{one.workers} recompute {one.recomputed_layers}"
+        return f"{told} {means.allocator} {means.lstm_path}"
 
 
 def make_config(preset: str) -> RunConfig:
@@ -77,12 +78,15 @@ def measure(case: Case, config: RunConfig) -> dict[str, Any] | None:
         pack = prepare("shapes", config.data.image_size)
         record = {"format_version": 1, "source": "shapes", "pack": str(pack.folder)}
         write_json(run.data_file, {**record, "fingerprint": pack.fingerprint})
-        request = Request(MOST_BYTES, (case.allocator,), case.allocator, 600.0, only=case.setting)
+        means = case.means
+        request = Request(
+            MOST_BYTES, (means.allocator,), means.allocator, 600.0, only=case.setting, lstm_path=means.lstm_path
+        )
         child = Child(
             "lowmem_seq.training.probe",
             str(run.path),
             *(json.dumps(asdict(request)), json.dumps(Knowledge().to_json())),
-            environment=training_environment(cores, case.allocator),
+            environment=training_environment(cores, means.allocator),
         )
         said = [message for message in child.messages(1.0) if message is not None]
         if child.wait() != 0:
@@ -109,10 +113,12 @@ def no_facts(config: RunConfig, layers: int) -> Facts:
 def prediction_cases(presets: list[str]) -> Iterator[Case]:
     """Yield what predictions are judged by."""
     for preset in presets:
-        layers = layer_count(make_config(preset))
+        config = make_config(preset)
+        layers = layer_count(config)
+        means = Means(usable_allocators()[0], lstm_paths(config, "cpu")[0])
         for size in SIZES[preset]:
             for recomputed in (0, layers):
-                yield Case(preset, Setting(size, 1, recomputed), usable_allocators()[0])
+                yield Case(preset, Setting(size, 1, recomputed), means)
 
 
 def predictions(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Means:
     """What all of a session is computed with: it is there before a process begins, or changes rounding."""
 
     allocator: str
-    """How a process is started: `huge`, `default` or `lean` (environment.py)."""
+    """How a process is started, one of `ALLOCATORS` (environment.py)."""
     lstm_path: str = TORCH_LSTM
     """How LSTMs are computed (models/bilstm2d.py)."""
 

@@ -9,7 +9,7 @@ from benchmarks.page import machine
 from benchmarks.plans import BEST_SHARE, broken_promises, page, uses
 from benchmarks.predictions import Case, broken_predictions, prediction_table, predictions
 from lowmem_seq.memory.footprint import Facts
-from lowmem_seq.memory.plan import Measurement, Setting
+from lowmem_seq.memory.plan import Means, Measurement, Setting
 
 FACTS = Facts("cpu", "fp32", 4, 0, 0, 0, 16, 0, 0, 0)
 SIZES = (8, 16, 32, 64)
@@ -25,8 +25,8 @@ def measured(
     micro_batch: int, peak_bytes: int, rate: float = 100.0, recomputed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """One measurement of Small, under its key in docs/plans.json."""
-    point = Measurement(micro_batch, 1, recomputed, "keep", peak_bytes, peak_bytes, rate)
-    case = Case("small", Setting(micro_batch, 1, recomputed), "keep")
+    point = Measurement(micro_batch, 1, recomputed, "keep", peak_bytes, peak_bytes, rate, "function")
+    case = Case("small", Setting(micro_batch, 1, recomputed), Means("keep", "function"))
     return {case.key: {"preset": case.preset, "facts": asdict(FACTS), "measured": asdict(point)}}
 
 
@@ -40,7 +40,13 @@ def row(recomputed: int = 0, **peaks: int) -> dict[str, dict[str, Any]]:
 
 def planned(micro_batch: int, **changes: Any) -> dict[str, Any]:
     return {
-        **{"micro_batch": micro_batch, "workers": 1, "recomputed_layers": 0, "allocator": "keep"},
+        **{
+            "micro_batch": micro_batch,
+            "workers": 1,
+            "recomputed_layers": 0,
+            "allocator": "keep",
+            "lstm_path": "function",
+        },
         **{"cap_bytes": CAP, "others_bytes": 0, "predicted_peak_bytes": 880_000_000, "images_per_second": 97.0},
         **{"seconds": 21.0, **changes},
     }
@@ -48,14 +54,16 @@ def planned(micro_batch: int, **changes: Any) -> dict[str, Any]:
 
 def results(rates: dict[int, float], plan: dict[str, Any]) -> dict[str, Any]:
     """Results of a search over sizes that lie on the line, with the plan under a cap of 1 GB."""
-    use: dict[str, dict[str, Any] | None] = {"small 256x1 recompute 0 keep": None}  # it took more than it may
+    use: dict[str, dict[str, Any] | None] = {
+        "small 256x1 recompute 0 keep function": None
+    }  # it took more than it may
     for size, rate in rates.items():
         use |= measured(size, line(size), rate)
     return {"accuracy": {}, "plans": {"small under 1GB": plan}, "use": use, "machine": machine()}
 
 
 def test_what_grows_evenly_is_predicted_without_an_error() -> None:
-    told = predictions({**row(), **row(recomputed=4), "small 128x1 recompute 0 keep": None})
+    told = predictions({**row(), **row(recomputed=4), "small 128x1 recompute 0 keep function": None})
     assert [(one["micro_batch"], one["recomputed"], one["error"]) for one in told] == [
         (size, recomputed, 0.0) for recomputed in (False, True) for size in SIZES
     ]
@@ -82,7 +90,7 @@ def test_a_size_that_needs_more_than_its_prediction_with_the_margin_is_told() ->
 
 def test_a_row_of_three_is_not_judged() -> None:
     told = row()
-    del told["small 64x1 recompute 0 keep"]
+    del told["small 64x1 recompute 0 keep function"]
     assert predictions(told) == []
     assert broken_predictions([]) == []
     assert len(prediction_table([])) == 2
@@ -97,7 +105,8 @@ def test_a_plan_is_held_against_the_fastest_that_fits() -> None:
     assert BEST_SHARE == 0.95
     assert broken_promises(one) == []
     assert (
-        "| small | 1GB | 32 x 1, keep | 88% | 97.0 | 95% | 64 x 1, keep (of 3) | 21 s |" in page(one).splitlines()
+        "| small | 1GB | 32 x 1, keep, function | 88% | 97.0 | 95% | 64 x 1, keep, function (of 3) | 21 s |"
+        in page(one).splitlines()
     )
 
 
