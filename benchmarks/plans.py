@@ -56,8 +56,8 @@ def use_cases(preset: str) -> Iterator[Case]:
     """Yield what a plan may choose: sizes, all numbers of workers, some layers recomputed, each means.
 
     That is in steps: sizes that divide a step, and between them others a quarter away; all layers recomputed, half
-    of them, for small images a quarter, or none; and nn.LSTM only with the fast allocator, for the other is there to
-    save memory.
+    of them, for small images a quarter, or none; and nn.LSTM only with the fast allocator, for the other one only
+    saves memory.
     """
     config = make_config(preset)
     layers = layer_count(config)
