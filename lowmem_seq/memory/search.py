@@ -17,7 +17,7 @@ from lowmem_seq.memory.footprint import held_without_images
 from lowmem_seq.memory.plan import Means, Measurement, Setting
 from lowmem_seq.memory.prediction import predict_recomputed, with_margin
 from lowmem_seq.memory.remembered import Knowledge, Look
-from lowmem_seq.memory.space import SMALLEST_OF_SMALL, Space, candidate_sizes, even_sizes
+from lowmem_seq.memory.space import SMALL_IMAGE, SMALLEST_OF_SMALL, Space, candidate_sizes, even_sizes
 
 SHARE_OF_BUDGET = 0.95
 """Share of what the trainer may hold that a measured peak may fill: measurements repeat within 2 to 3 %."""
@@ -46,12 +46,25 @@ def allowed_bytes(budget_bytes: int) -> int:
 
 
 def fitting(known: Knowledge, budget_bytes: int) -> list[Measurement]:
-    """Return what was measured and may be taken, the fastest first: one entry a setting and means."""
+    """Return what was measured and may be taken, the fastest first: one entry a setting and means.
+
+    Small images lose by recomputation whatever a measurement says, so none is taken that isn't needed.
+    """
     points = [
         point
         for point in known.points()
         if point.peak_bytes <= allowed_bytes(budget_bytes) and not known.failed(point, budget_bytes)
     ]
+    if known.facts is not None and known.facts.image_size <= SMALL_IMAGE:
+        least: dict[tuple[int, int, Means], int] = {}
+        for point in points:
+            way = (point.micro_batch, point.workers, point.means)
+            least[way] = min(point.recomputed_layers, least.get(way, point.recomputed_layers))
+        points = [
+            point
+            for point in points
+            if point.recomputed_layers == least[point.micro_batch, point.workers, point.means]
+        ]
     return sorted(points, key=lambda point: point.images_per_second, reverse=True)
 
 

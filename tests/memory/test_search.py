@@ -270,6 +270,21 @@ def test_in_a_hurry_only_the_choice_is_seen_to_be_sound() -> None:
     assert next_look(space, machine.known, budget, hurry=True) == Look(Setting(16, 1), Means("keep"), fresh=True)
 
 
+@pytest.mark.parametrize(("facts", "recomputed"), [(SMALL, [0, 0, 3]), (LARGE, [7, 0, 0, 3])])
+def test_small_images_are_not_recomputed_without_need(facts: Facts, recomputed: list[int]) -> None:
+    known = Knowledge(
+        facts=facts,
+        measured=[
+            Measurement(8, 1, 7, "keep", 400 * MB, 0, 10.0),  # a lucky moment
+            Measurement(8, 1, 0, "keep", 500 * MB, 0, 9.0),
+            Measurement(8, 1, 0, "lean", 450 * MB, 0, 6.0),
+            Measurement(16, 1, 0, "keep", 700 * MB, 0, 12.0),
+            Measurement(16, 1, 3, "keep", 480 * MB, 0, 5.0),
+        ],
+    )
+    assert [point.recomputed_layers for point in fitting(known, 600 * MB)] == recomputed
+
+
 def test_a_choice_that_does_not_fit_alone_gives_way_to_the_next() -> None:
     known = Knowledge(
         measured=[Measurement(8, 1, 0, "keep", 500 * MB, 0, 9.0), Measurement(4, 1, 0, "keep", 480 * MB, 0, 7.0)]
