@@ -52,11 +52,7 @@ def make_forecast(config: RunConfig, plan: Plan, known: Knowledge) -> Forecast:
     assert facts is not None
     steps = config.total_steps(facts.train_images)
     images = steps * config.recipe.effective_batch
-    rates = [
-        point.images_per_second
-        for point in plan.measurements
-        if (point.setting, point.allocator) == (plan.chosen, plan.allocator)
-    ]
+    rates = [point.images_per_second for point in plan.measured if point.setting == plan.chosen]
     rate = plan.predicted_images_per_second
     slowest = min([*rates, (1 - LEAST_SPREAD) * rate])
     training_seconds = images / rate

@@ -21,11 +21,11 @@ CONFIG = tiny_config(
 )
 
 
-def at(rate: float, allocator: str = "default") -> Measurement:
-    return Measurement(8, 1, 0, allocator, 10**8, 0, rate)
+def at(rate: float, allocator: str = "default", lstm_path: str = "torch") -> Measurement:
+    return Measurement(8, 1, 0, allocator, 10**8, 0, rate, lstm_path)
 
 
-PLAN = replace(tiny_plan(8), measurements=(at(100.0), at(80.0), at(1.0, "lean")))
+PLAN = replace(tiny_plan(8), measurements=(at(100.0), at(80.0), at(1.0, "lean"), at(1.0, lstm_path="function")))
 
 
 def test_a_run_takes_its_steps_its_evaluations_and_its_saves() -> None:
