@@ -29,13 +29,13 @@ from benchmarks.predictions import (
     Case,
     broken_predictions,
     layer_count,
-    make_config,
     measure,
     no_facts,
     prediction_cases,
     prediction_table,
     predictions,
 )
+from benchmarks.probing import make_config
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.environment import usable_allocators
 from lowmem_seq.memory.plan import Means, Setting

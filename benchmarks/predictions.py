@@ -6,25 +6,18 @@ predicted from the others of its row, as the planner predicts what it has not me
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from lowmem_seq.config import RunConfig, load_preset, override, validate
-from lowmem_seq.data.cache import cache_folder
-from lowmem_seq.files import TEMPORARY_MARK, write_json
-from lowmem_seq.memory.environment import training_environment, usable_allocators
+from benchmarks.probing import make_config, probe
+from lowmem_seq.config import RunConfig
+from lowmem_seq.memory.environment import usable_allocators
 from lowmem_seq.memory.footprint import Facts, held_without_images
-from lowmem_seq.memory.plan import Means, Measurement, Setting
+from lowmem_seq.memory.plan import Means, Setting
 from lowmem_seq.memory.prediction import predict_bytes, with_margin
-from lowmem_seq.memory.remembered import Knowledge, Request
-from lowmem_seq.memory.space import lstm_paths, make_space, usable_cores
-from lowmem_seq.runs.folder import create_run
-from lowmem_seq.supervisor.child import Child
+from lowmem_seq.memory.space import lstm_paths, make_space
 
 SIZES = {
     "tiny": (1, 2, 4, 8, 16, 32),
@@ -37,8 +30,6 @@ SIZES = {
     "sequencer2d_l": (1, 2, 3, 4, 6, 8),
 }
 """Micro-batches that are measured for each preset, with one worker."""
-MOST_BYTES = 8 * 10**9
-"""What a probing process may hold here; a size that needs more is left out."""
 FEWEST_IN_A_ROW = 4
 """Of fewer, the others would be too few to predict one from."""
 MEDIAN_ERROR, TAIL_ERROR = 0.05, 0.10
@@ -61,43 +52,12 @@ class Case:
         return f"{told} {means.allocator} {means.lstm_path}"
 
 
-def make_config(preset: str) -> RunConfig:
-    """Return a preset on the embedded shapes, with a bound that nothing here meets."""
-    settings = load_preset(preset)
-    override(settings, "data.source=shapes")
-    return validate(settings)
-
-
 def measure(case: Case, config: RunConfig) -> dict[str, Any] | None:
     """Return what a process of its own measures, with the run's facts; None where it takes more than it may."""
     from lowmem_seq.data.prepare import prepare
 
-    cores = usable_cores(None)
-    with tempfile.TemporaryDirectory(prefix=f"plans{TEMPORARY_MARK}", dir=cache_folder()) as place:
-        run = create_run(Path(place) / "run", config)
-        pack = prepare("shapes", config.data.image_size)
-        record = {"format_version": 1, "source": "shapes", "pack": str(pack.folder)}
-        write_json(run.data_file, {**record, "fingerprint": pack.fingerprint})
-        means = case.means
-        request = Request(
-            MOST_BYTES, (means.allocator,), means.allocator, 600.0, only=case.setting, lstm_path=means.lstm_path
-        )
-        child = Child(
-            "lowmem_seq.training.probe",
-            str(run.path),
-            *(json.dumps(asdict(request)), json.dumps(Knowledge().to_json())),
-            environment=training_environment(cores, means.allocator),
-        )
-        said = [message for message in child.messages(1.0) if message is not None]
-        if child.wait() != 0:
-            return None
-    told = {one["event"]: {key: value for key, value in one.items() if key != "event"} for one in said}
-    names = [one.name for one in fields(Measurement)]
-    return {
-        "preset": case.preset,
-        "facts": told["facts"],
-        "measured": {name: told["measured"][name] for name in names},
-    }
+    told = probe(config, prepare("shapes", config.data.image_size), case.setting, case.means)
+    return None if told is None else {"preset": case.preset, **told}
 
 
 def layer_count(config: RunConfig) -> int:
