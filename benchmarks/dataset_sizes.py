@@ -18,6 +18,7 @@ from benchmarks.kills import PROGRAM
 from benchmarks.scaling_picture import Line, Panel
 from benchmarks.synthetic import as_source, forget, make_pack, using_cache
 from benchmarks.watched import problems, train_watched
+from lowmem_seq.files import make_folder
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.units import format_bytes
 
@@ -61,6 +62,7 @@ def measure_dataset(dataset: Dataset, place: Path) -> dict[str, Any]:
         subprocess.CalledProcessError: it could not be planned.
     """
     cache = place / "cache"
+    make_folder(place)
     with using_cache(cache), tempfile.TemporaryDirectory(prefix="run-", dir=place) as folder:
         pack = make_pack(dataset.images, IMAGE_SIZE, dataset.written)
         fraction = f"data.validation_fraction={VALIDATION_IMAGES / dataset.images:f}"
@@ -136,5 +138,7 @@ def dataset_panel(results: dict[str, Any]) -> Panel:
     speeds = [one["images_per_second"] for _, one in told]
     notes = [format_bytes(int(one["highest_bytes"])) for _, one in told]
     return Panel(
-        "training pictures", [Line("function", sizes, speeds, notes)], [dataset.images for dataset, _ in told]
+        "training pictures, with peak memory",
+        [Line("function", sizes, speeds, notes)],
+        [dataset.images for dataset, _ in told],
     )

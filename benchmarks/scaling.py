@@ -49,6 +49,7 @@ SWEEPS = {
     "depth": (1, 2, 4, 8, 16),
 }
 """Depth counts the layers of each of the two stages."""
+EXPECTED = "if time grew as the work"
 TITLES = {
     "micro-batch": "images at once",
     "image size": "pixels a side",
@@ -192,7 +193,7 @@ def panels(results: dict[str, Any]) -> list[Panel]:
         if sweep in MICRO_BATCHES and first:  # an image is more work there
             start, speed = first[0]
             expected = [speed * start.flops / point.flops for point, _ in first]
-            lines.append(Line("as the work grows", [point.value for point, _ in first], expected, is_expected=True))
+            lines.append(Line(EXPECTED, [point.value for point, _ in first], expected, is_expected=True))
         drawn.append(Panel(TITLES[sweep], lines, list(values)))
     return [*drawn, dataset_panel(results["datasets"])]
 

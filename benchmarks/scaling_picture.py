@@ -9,6 +9,8 @@ from pathlib import Path
 COLOURS = {"function": "#0b3c5d", "torch": "#62a8d1"}
 LABELS = {"function": "our function", "torch": "nn.LSTM"}
 EXPECTED_COLOUR = "#b3261e"
+TICKS = [first * 10**power for power in range(6) for first in (1, 3)]
+"""Of images/s."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,16 @@ def draw(panels: Sequence[Panel], picture: Path) -> None:
                 "markersize": 4,
             }
             if line.is_expected:
-                style |= {"linestyle": "--", "linewidth": 1.2, "marker": "", "zorder": 1}
+                style |= {"linestyle": "--", "linewidth": 1.2, "marker": "", "zorder": 3}
             named[LABELS.get(line.name, line.name)] = axes.plot(line.places, line.rates, **style)[0]
             for place, rate, note in zip(line.places, line.rates, line.notes, strict=False):
                 offset = {"textcoords": "offset points", "xytext": (0, -16), "ha": "center"}
                 axes.annotate(note, (place, rate), color="#555555", fontsize=8, **offset)
+        if any(line.notes for line in panel.lines):
+            axes.margins(x=0.16)  # room for the notes at both ends
+    low, high = places[0].get_ylim()
+    places[0].set_yticks([tick for tick in TICKS if low <= tick <= high])
+    places[0].minorticks_off()
     places[0].set_ylabel("images/s")
     places[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)

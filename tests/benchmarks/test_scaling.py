@@ -15,7 +15,7 @@ from benchmarks import scaling_picture
 from benchmarks.dataset_sizes import DATASETS, broken_datasets, dataset_table, medians, times_of
 from benchmarks.page import machine
 from benchmarks.probing import make_config
-from benchmarks.scaling import MOST_EXCESS, POINTS, SWEEPS, Point, broken_promises, missing, page, panels
+from benchmarks.scaling import EXPECTED, MOST_EXCESS, POINTS, SWEEPS, Point, broken_promises, missing, page, panels
 from benchmarks.synthetic import CLASSES, TEST_IMAGES, as_source, make_pack, using_cache
 from benchmarks.work import TRAINED_BY_FORWARD, forward_flops, training_flops
 from lowmem_seq.config import Sequencer2DConfig
@@ -238,11 +238,11 @@ def test_the_picture_has_a_panel_for_all_that_grows_and_what_the_work_lets_expec
         "images at once",
         "pixels a side",
         "layers a stage",
-        "training pictures",
+        "training pictures, with peak memory",
     ]
     at_once, sizes, depths, datasets = ([line.name for line in panel.lines] for panel in drawn)
     assert (at_once, datasets) == (list(LSTM_PATHS), ["function"])
-    assert sizes == depths == [*LSTM_PATHS, "as the work grows"]
+    assert sizes == depths == [*LSTM_PATHS, EXPECTED]
     for panel in drawn[1:3]:  # on this machine all is as the work lets expect
         assert list(panel.lines[-1].rates) == pytest.approx(list(panel.lines[0].rates))
     assert drawn[3].ticks == [2_000, 20_000, 200_000, 2_000_000]
