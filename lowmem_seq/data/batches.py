@@ -74,7 +74,7 @@ class TrainingBatches:
         images = normalise(self._read_bytes(samples), self._mean, self._deviation)
         draws = self._draws(epochs, samples, Purpose.AUGMENTATION, AUGMENTATION_DRAWS)
         images = augment(images, draws, self._augmentation)
-        targets = self._target_rows[torch.from_numpy(self._part.labels[samples])]  # (B, K)
+        targets = self._target_rows[torch.from_numpy(self._part.labels[samples].astype(np.int64))]  # (B, K)
         if mixing:
             partners = torch.arange(len(samples)) ^ 1
             mixing_draws = self._draws(epochs, samples, Purpose.MIXING, MIXING_DRAWS)
@@ -97,8 +97,7 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all images of a part, (B, H, W, 3) normalised, with their labels (B,), `size` at a time."""
     centre, spread = torch.tensor(mean), torch.tensor(deviation)
-    labels = torch.from_numpy(part.labels)
     for start in range(0, part.size, size):
         samples = np.arange(start, min(start + size, part.size))
         images = normalise(torch.from_numpy(part.read(samples)), centre, spread)
-        yield images, labels[start : start + size]
+        yield images, torch.from_numpy(part.labels[start : start + size].astype(np.int64))

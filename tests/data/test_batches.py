@@ -107,7 +107,7 @@ def test_without_augmentation_a_batch_is_the_normalised_pictures(parts: Parts) -
     pixels = torch.from_numpy(parts.train.read(batch.samples)).double() / 255
     expected = (pixels - torch.tensor(about.mean)) / torch.tensor(about.deviation)
     torch.testing.assert_close(batch.images, expected.float(), atol=1e-5, rtol=0)
-    labels = torch.from_numpy(parts.train.labels[batch.samples])
+    labels = torch.from_numpy(parts.train.labels[batch.samples].astype(np.int64))
     torch.testing.assert_close(batch.targets, torch.eye(3)[labels] * 0.7 + 0.1)
 
 

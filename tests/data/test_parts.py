@@ -33,9 +33,19 @@ def test_train_and_validation_are_a_stratified_cut(pack: Pack, fraction: float, 
     assert counts == [min(max(1, round(fraction * n)), n - 1) for n in (50, 40, 2)]
     for part in (parts.train, parts.validation):
         assert np.array_equal(part.labels, pack.labels("train")[part.positions])
-        assert (np.diff(part.positions) > 0).all()
-        assert part.labels.dtype == np.int64
+        assert (np.diff(part.positions.astype(np.int64)) > 0).all()
     assert cut(parts) == cut(open_parts(pack, None, fraction, seed))
+
+
+def test_a_picture_takes_few_bytes_as_long_as_a_run_lasts(tmp_path: Path) -> None:
+    labels = [0, 1] * 150 + [256]  # positions beyond a byte, and so is a label of one in 257 classes
+    pack = write_pack(tmp_path / "many", {"train": labels, "test": [0]}, tuple(f"{n:03}" for n in range(257)))
+    parts = open_parts(pack, None, 0.1, 0)
+    assert (parts.train.positions.dtype, parts.train.labels.dtype) == (np.uint16, np.uint16)
+    assert parts.train.positions.tolist()[-1] == 300
+    assert parts.train.labels.tolist()[-1] == 256
+    few = open_parts(pack, pack.classes[:2], 0.1, 0).train
+    assert (few.positions.dtype, few.labels.dtype) == (np.uint16, np.uint8)
 
 
 def test_the_cut_is_pinned(pack: Pack) -> None:
