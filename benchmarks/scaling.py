@@ -227,7 +227,8 @@ def main() -> None:
         results[part].setdefault(key, []).append(measure())
         write_json(options.data_file, {**results, "machine": machine(), "commit": commit()})
         print(part, key, results[part][key][-1])
-    shutil.rmtree(PLACE, ignore_errors=True)
+    if not options.redraw:
+        shutil.rmtree(PLACE, ignore_errors=True)
     results = read_json(options.data_file)
     print(page(results))
     if options.data_file == DATA_FILE:
