@@ -1,7 +1,7 @@
 """How cost grows with the work: `python -m benchmarks.scaling`, in pieces that can be repeated until all is done.
 
-Micro-batch, image size and depth: Small with one of them changed, each point measured by the planner's own probe in
-a process of its own, with both ways to compute LSTMs, on random pixels. Beside the images/s stands the work: the
+Micro-batch, image size and depth: Small on one core with one of them changed, each point measured by the planner's
+own probe in a process of its own, with both ways to compute LSTMs, on random pixels. Beside the images/s stand the
 floating-point operations of an image, forward and backward (benchmarks/work.py), and the time that each takes.
 
 Dataset size: `lowmem-seq train small` on packs of 2,000 to 2,000,000 pictures (benchmarks/dataset_sizes.py).
@@ -33,15 +33,14 @@ from lowmem_seq.config import RunConfig, Sequencer2DConfig
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.environment import usable_allocators
 from lowmem_seq.memory.plan import LSTM_PATHS, Means, Setting
-from lowmem_seq.memory.space import usable_cores, worker_counts
 
 DATA_FILE = ROOT / "docs" / "scaling.json"
 PICTURE = ROOT / "docs" / "scaling.svg"
 PLACE = ROOT / "runs" / "scaling"
 """Where packs and plans lie until all is measured: up to 6.3 GB."""
 PRESET = "small"
-EFFECTIVE_BATCH = 512
-"""Large enough that four workers have a micro-batch of 128 each."""
+WORKERS = 1
+"""On one core: two workers' peaks meet or don't, and the time of an operation would be that of two."""
 PROBED_IMAGES = 512
 SWEEPS = {
     "micro-batch": (1, 2, 4, 8, 16, 32, 64, 128),
@@ -77,7 +76,7 @@ class Point:
     @property
     def config(self) -> RunConfig:
         """Small, with one thing changed."""
-        changes = [f"recipe.effective_batch={EFFECTIVE_BATCH}"]
+        changes = [f"machine.threads={WORKERS}"]
         if self.sweep == "image size":
             changes.append(f"data.image_size={self.value}")
         if self.sweep == "depth":
@@ -108,8 +107,7 @@ POINTS = [Point(sweep, value, path) for sweep, values in SWEEPS.items() for valu
 def measure_point(point: Point, place: Path) -> dict[str, Any] | None:
     """Return what a process of its own measures; None where it takes more than it may."""
     config = point.config
-    workers = worker_counts(usable_cores(None), EFFECTIVE_BATCH, None, on_cpu=True)[0]
-    setting, means = Setting(point.micro_batch, workers), Means(usable_allocators()[0], point.lstm_path)
+    setting, means = Setting(point.micro_batch, WORKERS), Means(usable_allocators()[0], point.lstm_path)
     with using_cache(place / "cache"):
         told = probe(config, make_pack(PROBED_IMAGES, config.data.image_size, written=True), setting, means)
     return None if told is None else dict(told["measured"])

@@ -15,7 +15,18 @@ from benchmarks import scaling_picture
 from benchmarks.dataset_sizes import DATASETS, broken_datasets, dataset_table, medians, times_of
 from benchmarks.page import machine
 from benchmarks.probing import make_config
-from benchmarks.scaling import EXPECTED, MOST_EXCESS, POINTS, SWEEPS, Point, broken_promises, missing, page, panels
+from benchmarks.scaling import (
+    EXPECTED,
+    MOST_EXCESS,
+    POINTS,
+    SWEEPS,
+    WORKERS,
+    Point,
+    broken_promises,
+    missing,
+    page,
+    panels,
+)
 from benchmarks.synthetic import CLASSES, TEST_IMAGES, as_source, make_pack, using_cache
 from benchmarks.work import TRAINED_BY_FORWARD, forward_flops, training_flops
 from lowmem_seq.config import Sequencer2DConfig
@@ -91,6 +102,7 @@ def test_a_point_changes_one_thing_of_small() -> None:
     base = Point("micro-batch", 32, "function").config
     large, deep = Point("image size", 224, "torch"), Point("depth", 16, "torch")
     assert isinstance(deep.config.model, Sequencer2DConfig)
+    assert {point.config.machine.threads for point in POINTS} == {WORKERS} == {1}
     assert (large.config.data.image_size, large.config.model) == (224, base.model)
     assert (deep.config.data.image_size, deep.config.model.layers) == (32, (16, 16))
     assert [Point("micro-batch", 32, "torch").micro_batch, large.micro_batch, deep.micro_batch] == [32, 16, 64]
