@@ -12,10 +12,10 @@ from lowmem_seq.config import RunConfig, load_preset, override, validate
 from lowmem_seq.data.cache import cache_folder
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import TEMPORARY_MARK, make_folder, write_json
+from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.environment import training_environment
 from lowmem_seq.memory.plan import Means, Measurement, Setting
 from lowmem_seq.memory.remembered import Knowledge, Request
-from lowmem_seq.memory.space import usable_cores
 from lowmem_seq.runs.folder import create_run
 from lowmem_seq.supervisor.child import Child
 

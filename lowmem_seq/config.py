@@ -222,7 +222,7 @@ class MachineConfig(Section, frozen=True):
     micro_batch: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     """Images computed at once; null takes the fastest that fits under the cap."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    """Cores of the CPU to use; null takes all physical ones."""
+    """Cores of the CPU to use; null takes all physical ones; of a processor with two kinds, the fast."""
     max_restarts: Annotated[int, Meta(ge=0)] = 10
     """Times in a row that a trainer which died is started again without having saved in between."""
 

@@ -1,4 +1,4 @@
-"""The control groups of Linux that bound this process's memory, versions 1 and 2, with every group around them.
+"""The control groups of Linux that bound what this process takes, versions 1 and 2, with every group around them.
 
 A group's figures lie below the point where its hierarchy is mounted. Inside a container the group's own name may
 begin above that point; then the mount point itself is the outermost group that can be seen.
@@ -55,11 +55,28 @@ class ControlGroups:
         membership = read_bytes(self._proc / "self" / "cgroup") or b""
         if membership != self._membership:  # somebody may move a process at any time
             self._membership = membership
-            self._groups = _groups(
-                membership.decode(), (read_bytes(self._proc / "self" / "mountinfo") or b"").decode()
-            )
+            folders = _folders_around(*_tables(self._proc), "memory")
+            self._groups = [(folder, _VERSION_1 if version == 1 else _VERSION_2) for version, folder in folders]
         read = (_read_group(folder, files) for folder, files in self._groups)
         return [group for group in read if group is not None]
+
+
+def cpu_quota(proc: Path) -> float | None:
+    """Return how many processors the groups around this process let it keep busy; None where that is not bounded.
+
+    Args:
+        proc: where the system's /proc lies.
+    """
+    quotas = []
+    for version, folder in _folders_around(*_tables(proc), "cpu"):
+        if version == 1:
+            quota, period = _whole_number(folder / "cpu.cfs_quota_us"), _whole_number(folder / "cpu.cfs_period_us")
+        else:
+            words = (read_bytes(folder / "cpu.max") or b"").split()
+            quota, period = (int(word) if word.isdigit() else None for word in (*words, b"", b"")[:2])
+        if quota and period:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
 
 
 def read_bytes(path: Path | str) -> bytes | None:
@@ -94,18 +111,24 @@ def figure_after(label: bytes, text: bytes) -> int | None:
     return int(words[0]) if words and words[0].isdigit() else None
 
 
-def _groups(membership: str, mounts: str) -> list[tuple[Path, _Files]]:
-    """Return the folders of the memory groups of both versions, each from the process's own outwards."""
-    found: list[tuple[Path, _Files]] = []
+def _tables(proc: Path) -> tuple[str, str]:
+    """Return which groups this process is in, and what is mounted."""
+    own = proc / "self"
+    return (read_bytes(own / "cgroup") or b"").decode(), (read_bytes(own / "mountinfo") or b"").decode()
+
+
+def _folders_around(membership: str, mounts: str, controller: str) -> list[tuple[int, Path]]:
+    """Return the folders of a controller's groups, with their version, each from the process's own outwards."""
+    found: list[tuple[int, Path]] = []
     for line in membership.splitlines():
         hierarchy, controllers, name = line.split(":", 2)
         if hierarchy == "0" and not controllers:
-            files, points = _VERSION_2, _mount_points(mounts, "cgroup2", None)
-        elif "memory" in controllers.split(","):
-            files, points = _VERSION_1, _mount_points(mounts, "cgroup", "memory")
+            version, points = 2, _mount_points(mounts, "cgroup2", None)
+        elif controller in controllers.split(","):
+            version, points = 1, _mount_points(mounts, "cgroup", controller)
         else:
             continue
-        found += [(folder, files) for folder in _folders(name, points)]
+        found += [(version, folder) for folder in _folders(name, points)]
     return found
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 
-import psutil
-
 from lowmem_seq.config import RunConfig, Sequencer2DConfig
+from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.footprint import Facts, layer_shares
 from lowmem_seq.memory.plan import LSTM_PATHS, MOST_WORKERS, TORCH_LSTM, Setting
 
@@ -70,11 +68,6 @@ def lstm_paths(config: RunConfig, device: str) -> tuple[str, ...]:
     if not isinstance(config.model, Sequencer2DConfig) or device != "cpu":
         return (TORCH_LSTM,)
     return LSTM_PATHS if wanted == "auto" else (wanted,)
-
-
-def usable_cores(wanted: int | None) -> int:
-    """Return how many cores to use: as given, or all physical ones."""
-    return wanted or psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def worker_counts(cores: int, effective_batch: int, wanted: int | None, on_cpu: bool) -> list[int]:

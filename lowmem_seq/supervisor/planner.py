@@ -17,6 +17,7 @@ from typing import Any
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import CapTooSmallError
 from lowmem_seq.files import write_json
+from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.environment import (
     mps_environment,
     mps_environment_as_usual,
@@ -30,7 +31,7 @@ from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Means, Measurement, Plan,
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
-from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space, usable_cores
+from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space
 from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder

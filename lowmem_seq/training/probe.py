@@ -20,6 +20,7 @@ import torch
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.errors import LowmemSeqError
+from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.footprint import Facts
 from lowmem_seq.memory.governor import SilentGovernor
 from lowmem_seq.memory.limit import system_limit
@@ -28,7 +29,7 @@ from lowmem_seq.memory.plan import Means, Measurement, Plan, Setting
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Look, Request, knowledge_from_json
 from lowmem_seq.memory.search import COMFORTABLE, FEW, allowed_bytes, fitting, measures_on, next_look
-from lowmem_seq.memory.space import make_space, usable_cores
+from lowmem_seq.memory.space import make_space
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.device import choose_device, choose_precision
 from lowmem_seq.training.loop import Training

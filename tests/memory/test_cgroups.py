@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_seq.memory.cgroups import ControlGroups, GroupMemory
+from lowmem_seq.memory.cgroups import ControlGroups, GroupMemory, cpu_quota
 from tests.builders import end, start_python
 from tests.memory.builders import write_files
 
@@ -242,3 +242,25 @@ def test_available_memory_follows_a_real_group(real_group: Path, tmp_path: Path)
     assert LIMIT - 50 * 10**6 < before < LIMIT
     assert BLOCK - SLACK < before - holding < BLOCK + SLACK
     assert abs(before - with_file) < SLACK
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "least"), [(150_000, 400_000, 1.5), (400_000, 50_000, 0.5), (None, None, None)]
+)
+def test_the_least_share_of_the_processors_counts(
+    inner: int | None, outer: int | None, least: float | None, system: System
+) -> None:
+    for name, quota in (("user/session", inner), ("user", outer)):
+        if system.version == 1:
+            files = {"cpu.cfs_quota_us": f"{quota or -1}\n", "cpu.cfs_period_us": "100000\n"}
+        else:
+            files = {"cpu.max": f"{quota or 'max'} 100000\n"}
+        write_files(system.mount / name, files)
+    (system.proc / "self" / "mountinfo").write_text(
+        (system.proc / "self" / "mountinfo").read_text().replace("rw,memory", "rw,cpu,memory")
+    )
+    assert cpu_quota(system.proc) == least
+
+
+def test_where_no_group_is_told_of_all_processors_may_be_used(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path) is None
