@@ -1,9 +1,9 @@
 """How many cores a run computes on: all that it may use, without those of a slower kind.
 
 Work is dealt out to the cores evenly and beforehand, so that a step gives the same bits each time. A slower core
-(Intel's and Apple's efficiency cores, the little ones of ARM) would hold up the others in every step. On Linux Intel's
-list (/sys/devices/cpu_core, see perf's intel-hybrid.txt) and ARM's capacities (the kernel's sched-capacity.rst) tell
-the kinds apart, on macOS hw.perflevel0 (sysctl(3)), on Windows the EfficiencyClass of
+(Intel's and Apple's efficiency cores, the little ones of ARM) would hold up the others in every step. On Linux
+Intel's list (/sys/devices/cpu_core, see perf's intel-hybrid.txt) and ARM's capacities (the kernel's
+sched-capacity.rst) tell the kinds apart, on macOS hw.perflevel0 (sysctl(3)), on Windows the EfficiencyClass of
 GetLogicalProcessorInformationEx. This project's tests give each system made-up figures; no processor with two kinds
 of cores was run.
 """
