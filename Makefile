@@ -6,6 +6,8 @@
 # make soak   kill runs a thousand times, let memory run out, watch the cap, find the least one: a piece of about half
 #             an hour; repeat it. The slope of memory needs half an hour in one go, once, at the end of the first piece
 # make peers  timm, apart from the environment, for the parity tests
+# make peers-benchmark   what ours is measured beside as well: Lightning and transformers
+# make throughput CIFAR10=PATH   ours beside its peers, a piece of half an hour on a quiet machine; repeat it
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep -E "^torch(vision)?==" constraints.txt)
 INSTALL := $(PIP) install --quiet -c constraints.txt
 
-.PHONY: demo test test-all check results soak peers clean
+.PHONY: demo test test-all check results soak peers peers-benchmark throughput clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lowmem-seq train small --data shapes --epochs 20 --max-ram 2GB
@@ -51,6 +53,11 @@ soak: $(VENV)/.installed
 
 peers: $(PEERS)/.installed
 
+peers-benchmark: $(PEERS)/.benchmark-installed
+
+throughput: $(PEERS)/.benchmark-installed
+	LOWMEM_SEQ_PEERS=$(PEERS) LOWMEM_SEQ_CIFAR10="$(CIFAR10)" $(BIN)/python -m benchmarks.throughput
+
 # torch goes first, so that nothing else pulls in the CUDA build. Where its own index is out of reach, the default
 # one serves; torchvision then comes without its dependencies, which would ask for one exact build of torch.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -62,6 +69,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(PEERS)/.installed: $(VENV)/.installed
 	$(PIP) install --quiet --no-deps --target $(PEERS) timm==1.0.31
+	touch $@
+
+# without dependencies, for torch and numpy are the environment's; what else they import comes with accelerate
+$(PEERS)/.benchmark-installed: $(PEERS)/.installed
+	$(PIP) install --quiet --no-deps --target $(PEERS) lightning==2.6.6 lightning-utilities==0.15.3 \
+	  torchmetrics==1.9.0 transformers==5.23.0 tokenizers==0.23.3 regex==2026.11.15
 	touch $@
 
 clean:

@@ -112,17 +112,21 @@ def turns(cases: Sequence[Case]) -> Iterator[Turn]:
 
 def make_pictures() -> None:
     """Draw the pictures that the presets for 224x224 are trained on, unless they are there."""
-    if PICTURES.exists():
-        return
+    if not PICTURES.exists():
+        draw_pictures(PICTURES, TRAIN_PICTURES, TEST_PICTURES)
+
+
+def draw_pictures(place: Path, train_count: int, test_count: int) -> None:
+    """Write so many JPEG files of coarse and of fine noise, as train/CLASS/file and test/CLASS/file."""
     draws = np.random.default_rng(0)
-    with building_folder(PICTURES) as folder:
-        for part, count in (("train", TRAIN_PICTURES), ("test", TEST_PICTURES)):
+    with building_folder(place) as folder:
+        for part, count in (("train", train_count), ("test", test_count)):
             for number in range(count):
-                place = folder / part / ("coarse", "fine")[number % 2]
-                make_folder(place)
+                kind = folder / part / ("coarse", "fine")[number % 2]
+                make_folder(kind)
                 cells = (4, 32)[number % 2]
                 noise = draws.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-                Image.fromarray(noise).resize((SIDE, SIDE)).save(place / f"{number:03d}.jpg", quality=90)
+                Image.fromarray(noise).resize((SIDE, SIDE)).save(kind / f"{number:03d}.jpg", quality=90)
 
 
 def train(turn: Turn, no_groups: str | None) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Sampler:
         beside: another figure that must not pass the cap, read at each look; a control group's anonymous memory.
         reader: this system's figures.
         clock: seconds; a test gives another one.
+        period_seconds: from one look to the next, where the machine allows it.
     """
 
     def __init__(
@@ -95,9 +96,11 @@ class Sampler:
         beside: Callable[[], int] | None = None,
         reader: MemoryReader | None = None,
         clock: Callable[[], float] = time.monotonic,
+        period_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self._root_pid, self._cap_bytes, self._beside, self._clock = root_pid, cap_bytes, beside, clock
         self._reader = reader or system_reader()
+        self._period_seconds = period_seconds
         self._others: set[int] = set()
         self._roles: dict[int, str] = {}
         self._intervals = array("d")
@@ -125,7 +128,7 @@ class Sampler:
             while not self._ended.is_set():
                 began = time.monotonic()
                 self.look()
-                time.sleep(max(0.0005, PERIOD_SECONDS - (time.monotonic() - began)))
+                time.sleep(max(0.0005, self._period_seconds - (time.monotonic() - began)))
         except Exception as failure:
             self._failure = failure
 
