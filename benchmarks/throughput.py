@@ -38,7 +38,7 @@ from benchmarks.workloads import AS_PLANNED, GRID, PEERS, PLACE, WORKLOADS, Work
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import open_parts
 from lowmem_seq.errors import LowmemSeqError
-from lowmem_seq.files import building_folder, read_json, write_json
+from lowmem_seq.files import building_folder, make_folder, read_json, write_json
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.units import parse_bytes
 
@@ -52,6 +52,7 @@ def data_of(workload: Workload) -> str:
     if workload.preset == "small":
         return os.environ.get("LOWMEM_SEQ_CIFAR10") or "shapes"
     if not PICTURES.exists():
+        make_folder(PLACE)
         draw_pictures(PICTURES, TRAIN_PICTURES, TEST_PICTURES)
     return str(PICTURES)
 
@@ -67,6 +68,7 @@ def images_for_peers(workload: Workload, run: RunFolder) -> Path:
         pack = Pack.open(Path(record["pack"]))
         part = open_parts(pack, config.data.classes, config.data.validation_fraction, config.seed).train
         count = part.size // workload.effective_batch * workload.effective_batch
+        make_folder(folder.parent)
         with building_folder(folder) as building:
             np.save(building / "images.npy", part.read(np.arange(count)))
             np.save(building / "labels.npy", part.labels[:count])

@@ -17,9 +17,12 @@ from benchmarks.gemm import forward_flops, peak_flops
 from benchmarks.page import ROOT
 from benchmarks.peers import accelerate_loop
 from benchmarks.peers.task import StepClock, Task
-from benchmarks.workloads import missing_packages
-from lowmem_seq.models import create_model
+from benchmarks.sides import timm_arguments
+from benchmarks.workloads import AS_IT_IS, WORKLOADS, missing_packages
+from lowmem_seq.models import create_model, to_timm_state_dict
+from lowmem_seq.models.presets import build_model
 from lowmem_seq.runs.folder import RunFolder
+from tests.benchmarks.builders import our_config
 from tests.models.builders import tiny_sequencer
 
 TIMM_TINY = {
@@ -55,23 +58,42 @@ def told(folder: Path) -> list[float]:
     return ends
 
 
-@needs_timm
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_plain_loop_tells_when_its_steps_ended(tmp_path: Path, precision: str) -> None:
-    draws = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", draws.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8))
-    np.save(tmp_path / "labels.npy", np.arange(16) % 3)
-    (tmp_path / "task.json").write_text(json.dumps(asdict(task(tmp_path, precision=precision))), encoding="utf-8")
+def peers_python(*arguments: str) -> str:
+    """Return what a Python process says that sees the peers' packages; this one must not import them."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers.plain", str(tmp_path / "task.json")],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_timm
+def test_the_plain_loop_tells_when_its_steps_ended(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", draws.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(16) % 3)
+    (tmp_path / "task.json").write_text(json.dumps(asdict(task(tmp_path, precision="bf16"))), encoding="utf-8")
+    peers_python("-m", "benchmarks.peers.plain", str(tmp_path / "task.json"))
     first, second = told(tmp_path)
     assert first < second
+
+
+@needs_timm
+def test_peers_train_the_model_that_ours_trains() -> None:
+    code = (
+        "import json, sys; from benchmarks.peers.task import timm_model, use_peers_folder; use_peers_folder(); "
+        "models = [timm_model(one) for one in json.loads(sys.argv[1])]; "
+        "print(json.dumps([{key: value.shape for key, value in one.state_dict().items()} for one in models]))"
+    )
+    configs = [our_config(name, AS_IT_IS) for name in WORKLOADS]
+    timm_s = json.loads(peers_python("-c", code, json.dumps([timm_arguments(config, 10) for config in configs])))
+    for config, shapes in zip(configs, timm_s, strict=True):
+        weights = to_timm_state_dict(build_model(config.model, 10))
+        assert shapes == {name: list(value.shape) for name, value in weights.items()}
 
 
 def test_the_bare_loop_trains_the_model_of_a_run_as_it_was_planned(run: RunFolder, tmp_path: Path) -> None:

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import throughput
-from benchmarks.page import ROOT, machine
-from benchmarks.sides import Choice, our_command, rate_of, timm_arguments
+from benchmarks.page import machine
+from benchmarks.sides import Choice, our_command, timm_arguments
 from benchmarks.throughput import Bench, choices, choose, wanted_pairs
 from benchmarks.throughput_page import PROMISES, Comparison, broken_promises, comparisons, key_of, page
 from benchmarks.workloads import (
@@ -20,14 +17,10 @@ from benchmarks.workloads import (
     GRID,
     ONEDNN_OFF,
     PEERS,
-    STEPS_A_TRAIN_EVENT,
     WITH_AVX2,
-    WITHOUT_ONEDNN,
     WORKLOADS,
-    environment_of,
 )
-from lowmem_seq.config import RunConfig, load_preset, override, validate
-from lowmem_seq.training.loop import STEPS_A_TRAIN_EVENT as STEPS_OF_THE_LOOP
+from tests.benchmarks.builders import our_config
 
 GIGA = 10**9
 
@@ -138,32 +131,6 @@ def test_all_that_is_promised_is_measured() -> None:
         assert set(promise.peers) <= set(GRID[promise.workload, promise.processor])
 
 
-def test_steps_are_timed_from_end_to_end_without_the_saves_between() -> None:
-    workload = replace(WORKLOADS["sequencer2d_s"], warm_up_steps=1, steps=2)
-    assert workload.event == "checkpoint"
-    ends = [(1, 100.0, 5.0), (2, 126.0, 6.0), (3, 153.0, 7.0), (4, 500.0, 9.0)]
-    assert rate_of(ends, workload) == 2 * 128 / (20.0 + 20.0)
-    with pytest.raises(ValueError, match=r"steps 1 and 3 are not among \[1, 2\]"):
-        rate_of(ends[:2], workload)
-
-
-def test_steps_of_small_are_told_by_the_events_that_every_run_writes() -> None:
-    assert STEPS_A_TRAIN_EVENT == STEPS_OF_THE_LOOP
-    small = WORKLOADS["small"]
-    assert small.event == "train"
-    assert small.warm_up_steps % STEPS_A_TRAIN_EVENT == small.steps % STEPS_A_TRAIN_EVENT == 0
-
-
-def our_config(name: str, processor: str) -> RunConfig:
-    """What the command line of ours asks for."""
-    command = our_command(WORKLOADS[name], processor, "shapes", Path("run"))
-    settings = load_preset(name)
-    for flag, value in pairwise(command):
-        if flag == "--set":
-            override(settings, value)
-    return validate(settings)
-
-
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_ours_crops_and_flips_and_does_nothing_else_to_the_images(name: str) -> None:
     config = our_config(name, WITH_AVX2)
@@ -199,25 +166,6 @@ def test_a_peer_whose_package_is_missing_is_passed_over(
     found = list(wanted_pairs(["small"], [AS_IT_IS], ["lightning", "accelerate"]))
     assert found == [("small", AS_IT_IS, "accelerate")]
     assert "passed over: lightning beside small, for no_such_package is not installed" in capsys.readouterr().err
-
-
-def test_sides_see_the_processor_and_nothing_that_this_shell_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MALLOC_TRIM_THRESHOLD_", "ONEDNN_MAX_CPU_ISA"):
-        monkeypatch.setenv(name, "1")
-    plain, avx2 = environment_of(AS_IT_IS), environment_of(WITH_AVX2)
-    assert not {name for name in plain if name.startswith(("OMP_", "MALLOC_", "ONEDNN_", "ATEN_"))}
-    assert (avx2["ATEN_CPU_CAPABILITY"], avx2["ONEDNN_MAX_CPU_ISA"]) == ("avx2", "AVX2")
-    assert plain["LOWMEM_SEQ_CACHE"] != avx2["LOWMEM_SEQ_CACHE"]
-    assert str(WITHOUT_ONEDNN) not in plain["PYTHONPATH"]
-
-
-def test_onednn_is_off_in_every_process_that_imports_torch_and_none_has_to() -> None:
-    code = (
-        "import sys; assert 'torch' not in sys.modules; import torch; assert not torch.backends.mkldnn.enabled; "
-        "assert torch.nn.functional.relu(torch.ones(1)) == 1; print(len(sys.argv))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment_of(ONEDNN_OFF), capture_output=True)
-    assert (done.returncode, done.stdout) == (0, b"1\n"), done.stderr.decode()
 
 
 class Fake:
@@ -288,7 +236,3 @@ def test_timm_s_model_is_described_by_the_config_s_sizes() -> None:
         **{"hidden_sizes": (48, 96), "mlp_ratios": [3.0, 3.0], "stem_norm": True, "drop_path_rate": 0.1},
         "drop_rate": 0.0,
     }
-
-
-def test_the_package_of_the_benchmarks_is_found_from_everywhere() -> None:
-    assert str(ROOT) in environment_of(AS_IT_IS)["PYTHONPATH"].split(":" if sys.platform != "win32" else ";")
