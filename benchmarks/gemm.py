@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SIZES = (512, 1024, 2048)
+SIZES = (512, 1024, 2048, 4096)
 SECONDS_A_SIZE = 0.7
 BACKWARD = 2
 """Products in backward for one in forward: the inputs' gradients, and the weights'."""

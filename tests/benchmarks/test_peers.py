@@ -19,8 +19,7 @@ from benchmarks.peers import accelerate_loop
 from benchmarks.peers.task import StepClock, Task
 from benchmarks.sides import timm_arguments
 from benchmarks.workloads import AS_IT_IS, WORKLOADS, missing_packages
-from lowmem_seq.models import create_model, to_timm_state_dict
-from lowmem_seq.models.presets import build_model
+from lowmem_seq.models import build_model, create_model, to_timm_state_dict
 from lowmem_seq.runs.folder import RunFolder
 from tests.benchmarks.builders import our_config
 from tests.models.builders import tiny_sequencer
