@@ -19,6 +19,7 @@ from benchmarks.workloads import (
     environment_of,
 )
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.child import RUN_MODULE
 from lowmem_seq.training.loop import STEPS_A_TRAIN_EVENT as STEPS_OF_THE_LOOP
 
 
@@ -106,10 +107,18 @@ def test_sides_see_the_processor_and_nothing_that_this_shell_sets(monkeypatch: p
     assert str(ROOT) in plain["PYTHONPATH"]
 
 
-def test_onednn_is_off_in_every_process_that_imports_torch_and_none_has_to() -> None:
-    code = (
-        "import sys; assert 'torch' not in sys.modules; import torch; assert not torch.backends.mkldnn.enabled; "
-        "assert torch.nn.functional.relu(torch.ones(1)) == 1; print(len(sys.argv))"
+@pytest.mark.parametrize("processor", [AS_IT_IS, ONEDNN_OFF])
+def test_onednn_is_off_in_trainers_too_and_torch_is_imported_by_those_alone_that_want_it(
+    processor: str, tmp_path: Path
+) -> None:
+    (tmp_path / "trains.py").write_text(
+        "import sys; before = 'torch' in sys.modules; import torch; print(before, torch.backends.mkldnn.enabled)",
+        encoding="utf-8",
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment_of(ONEDNN_OFF), capture_output=True)
-    assert (done.returncode, done.stdout.split()) == (0, [b"1"]), done.stderr.decode()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_MODULE, str(tmp_path), "trains", ""],
+        env=environment_of(processor),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.stdout.split() == ["False", str(processor == AS_IT_IS)], done.stderr
