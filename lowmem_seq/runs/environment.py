@@ -13,6 +13,12 @@ import psutil
 
 PACKAGES = ("lowmem-seq", "torch", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
+VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"),
+    *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE"),
+)
+"""By these a user tells torch and its libraries which instructions to take: other speed, other last bits."""
+
 
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package, or None."""
@@ -32,17 +38,21 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-DECISIVE = ("python", "packages", "system", "release", "machine", "processor")
+DECISIVE = ("python", "packages", "variables", "system", "release", "machine", "processor")
 """What may change the last bits of a result."""
+NAMED = ("packages", "variables")
+"""Those of them that have names and values of their own."""
 
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return what differs between two descriptions: [before, now] by name, packages one by one."""
+    """Return what differs between two descriptions: [before, now] by name, packages and variables one by one."""
 
     def flat(described: dict[str, Any]) -> dict[str, Any]:
-        packages = described.get("packages")
-        rest = {key: described.get(key) for key in DECISIVE if key != "packages"}
-        return {**rest, **(packages if isinstance(packages, dict) else {})}
+        told: dict[str, Any] = {}
+        for key in DECISIVE:
+            value = described.get(key)
+            told |= value if isinstance(value, dict) else {} if key in NAMED else {key: value}
+        return told
 
     old, new = flat(before), flat(now)
     return {
@@ -62,6 +72,7 @@ def describe_environment() -> dict[str, Any]:
         "format_version": 1,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "system": platform.system(),
         "release": platform.release(),
         "machine": platform.machine(),

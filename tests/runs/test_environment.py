@@ -4,8 +4,16 @@ import json
 import os
 import sys
 
+import pytest
+
 from lowmem_seq import __version__
-from lowmem_seq.runs.environment import PACKAGES, describe_environment, environment_changes, installed_version
+from lowmem_seq.runs.environment import (
+    PACKAGES,
+    VARIABLES,
+    describe_environment,
+    environment_changes,
+    installed_version,
+)
 
 
 def test_the_environment_is_plain_json_and_names_what_decides() -> None:
@@ -33,6 +41,19 @@ def test_only_what_may_change_the_last_bits_counts_as_a_change() -> None:
         "python": [environment["python"], "3.99.0"],
         "torch": [environment["packages"]["torch"], "9.9"],
     }
+
+
+def test_variables_that_choose_instructions_count_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = describe_environment()
+    assert before["variables"] == {}
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    now = describe_environment()
+    assert now["variables"] == {"ATEN_CPU_CAPABILITY": "avx2"}
+    assert environment_changes(before, now) == {"ATEN_CPU_CAPABILITY": [None, "avx2"]}
+    older = {key: value for key, value in before.items() if key != "variables"}
+    assert environment_changes(older, before) == {}
 
 
 def test_a_description_from_an_older_release_is_compared_by_what_it_has() -> None:
