@@ -39,7 +39,7 @@ from benchmarks.probing import make_config
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.environment import usable_allocators
 from lowmem_seq.memory.plan import Means, Setting
-from lowmem_seq.memory.search import SHARE_OF_BUDGET
+from lowmem_seq.memory.seen import SHARE_OF_BUDGET
 from lowmem_seq.memory.space import even_sizes, make_space
 
 DATA_FILE = ROOT / "docs" / "plans.json"

@@ -217,8 +217,9 @@ class MachineConfig(Section, frozen=True):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the processor multiplies it in hardware."""
     lstm_path: Literal["auto", "function", "torch"] = "auto"
-    """How LSTMs are computed: by our own function, which keeps a tenth for backward, or by torch's nn.LSTM; `auto`
-    takes the faster one under the cap. Fixed in the plan, for they round differently."""
+    """How a Sequencer2D's LSTMs are computed on a CPU: by our own function, which keeps less for backward, or by
+    torch's nn.LSTM; `auto` takes the faster one under the cap. Fixed in a plan, for they round differently. A
+    vanilla BiLSTM and GPUs have nn.LSTM only."""
     micro_batch: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     """Images computed at once; null takes the fastest that fits under the cap."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

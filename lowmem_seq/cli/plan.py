@@ -53,7 +53,7 @@ EDGES = 2
 COLOURS = ("cyan", "blue", "magenta", "yellow", "bright_magenta", "bright_blue", "green", "bright_black")
 """Of the categories, in their order."""
 LSTM_PATHS = {
-    "function": "by our own function, which keeps a tenth for backward",
+    "function": "by our own function, which keeps less for backward",
     "torch": "by torch's nn.LSTM",
 }
 ALLOCATORS = {

@@ -1,4 +1,4 @@
-"""What a setting is expected to hold, from what was seen of it, and of others, under the same allocator.
+"""What a setting is expected to hold, from what was seen of it, and of others, with the same means.
 
 Two measurements of the same way to compute (workers and recomputed layers) say most. Until there are two, another
 way says what an image takes, and one measurement what all the rest takes: near the cap each look costs a process
@@ -27,7 +27,7 @@ class Expectation:
     Args:
         facts: of the run.
         shares: of the kept activations, by layer.
-        seen: peaks in bytes, of one allocator.
+        seen: peaks in bytes, of one means to compute.
     """
 
     def __init__(self, facts: Facts, shares: Sequence[float], seen: Mapping[Setting, int]) -> None:

@@ -107,7 +107,7 @@ class Plan:
     """Of all processes of the run."""
     predicted_images_per_second: float
     lstm_path: str = TORCH_LSTM
-    """Fixed for the run: another one would change the last bits. Plans up to format version 2 knew nn.LSTM only."""
+    """Fixed for a plan: another one would change the last bits. Plans up to format version 2 knew nn.LSTM only."""
     planned_for: str = ""
     """The machine and the torch that it was measured on; empty where that is not known."""
     layers: int = 0

@@ -38,9 +38,9 @@ HARDLY_MORE_BYTES = 5 * 10**6
 """What did not fit is not tried again with a budget that is larger by this: supervisors differ by as much. A cap
 that is named is larger by more."""
 MOST_FACTS = {"layers": 10**4, "image_size": 1024}
-MOST_WRITTEN = 40
+MOST_WRITTEN = 25
 """Of each kind, the newest: what is remembered goes to a child on its command line, which Windows bounds at 32,767
-characters, some 170 measurements."""
+characters, some 140 measurements; a planning adds some thirty."""
 MOST_REMEMBERED = 1000
 """Measurements that a file may hold; a planning makes some thirty."""
 

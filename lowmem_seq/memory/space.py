@@ -1,4 +1,4 @@
-"""What there is to choose from: the sizes, workers, recomputed layers and allocators of a run on this machine."""
+"""What there is to choose from: sizes, workers, recomputed layers, allocators and LSTM paths of a run here."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ from lowmem_seq.memory.out_of_memory import died_for_memory
 from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Means, Measurement, Plan, Setting, threads_each
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
-from lowmem_seq.memory.search import COMFORTABLE, SHARE_OF_BUDGET, fitting, next_look
+from lowmem_seq.memory.search import fitting, next_look
+from lowmem_seq.memory.seen import COMFORTABLE, SHARE_OF_BUDGET
 from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space
 from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for

@@ -45,7 +45,7 @@ WORKER_BYTES = 48 * 10**6
 """By how much each worker beside the first one makes the data segment pass what is resident: a stack, and a heap of
 its own (35 MB for Small, the same and more for sequencer2d_l)."""
 GROWS_LATER = 0.03
-GROWS_LATER_WITH_WORKERS = 0.08
+GROWS_LATER_WITH_WORKERS = 0.10
 """Share that is added to a peak of large images, of which only a few rounds are measured: the heap is cut up a bit
 more, and it takes many rounds until several workers hold most at the same moment. Over the next three or four steps
 at 224x224 one worker passed its measured peak by 0.4 to 3.0 %, two by 0.3 to 9.9 % (docs/log.md, 2026-11-23)."""

@@ -28,7 +28,8 @@ from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.plan import Means, Measurement, Plan, Setting
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Look, Request, knowledge_from_json
-from lowmem_seq.memory.search import COMFORTABLE, FEW, allowed_bytes, fitting, measures_on, next_look
+from lowmem_seq.memory.search import FEW, fitting, next_look
+from lowmem_seq.memory.seen import COMFORTABLE, allowed_bytes, measures_on
 from lowmem_seq.memory.space import make_space
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.device import choose_device, choose_precision

@@ -7,6 +7,8 @@ the run. To grow waits for the next step.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from lowmem_seq.files import write_json
@@ -42,6 +44,7 @@ class SettingInForce:
     ) -> None:
         self._run, self._workers, self.governor = run, workers, governor
         self._journal, self._patience = journal, patience
+        self._mutex = threading.Lock()
         self._advice: Advice | None = None
         self._before: list[tuple[Setting, int]] = []
         """Whence it came to be so small, and the highest peak that is known of it, in bytes."""
@@ -73,14 +76,15 @@ class SettingInForce:
 
     def asks_to_stop(self) -> bool:
         """Whether the step under way should be dropped, because memory is short; any worker's thread may ask."""
-        growing = self._advice is not None and self._advice.what == "grow"
-        if self._advice is None or growing:  # the rest of a long step can be long enough for a shortage
-            advice = self.governor.look(None if growing else self._larger_bytes())
-            if advice is not None and advice.what == "shrink" and self._smaller is None:
-                self._bear(advice)
-            elif advice is not None:
-                self._advice = advice
-        return self._advice is not None and self._advice.what != "grow"
+        with self._mutex:  # or an advice to grow could take the place of a later one to shrink
+            growing = self._advice is not None and self._advice.what == "grow"
+            if self._advice is None or growing:  # the rest of a long step can be long enough for a shortage
+                advice = self.governor.look(None if growing else self._larger_bytes())
+                if advice is not None and advice.what == "shrink" and self._smaller is None:
+                    self._bear(advice)
+                elif advice is not None:
+                    self._advice = advice
+            return self._advice is not None and self._advice.what != "grow"
 
     def _bear(self, advice: Advice) -> None:
         """Go on as it is where nothing smaller is left; what the system enforces, it enforces."""

@@ -18,7 +18,8 @@ from lowmem_seq.memory.footprint import Facts
 from lowmem_seq.memory.plan import Means, Measurement, Setting, plan_from_json
 from lowmem_seq.memory.readings import MachineMemory
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, knowledge_from_json
-from lowmem_seq.memory.search import SHARE_OF_BUDGET, allowed_bytes, next_look
+from lowmem_seq.memory.search import next_look
+from lowmem_seq.memory.seen import SHARE_OF_BUDGET, allowed_bytes
 from lowmem_seq.memory.space import make_space
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor import planner, session

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from time import sleep
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.governor import Advice, Governor
 from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
-from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.events import Event as Recorded
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training, read_plan
@@ -63,7 +65,7 @@ def opened(run: RunFolder, advices: dict[int, Advice]) -> Training:
     return open_training(run, read_plan(run), Channel(listen=False), Script(advices))
 
 
-def changes(run: RunFolder) -> list[Event]:
+def changes(run: RunFolder) -> list[Recorded]:
     return [event for event in run.events if event["event"] == "setting_changed"]
 
 
@@ -138,6 +140,42 @@ def test_a_run_that_goes_on_small_knows_what_was_foretold(run: RunFolder) -> Non
     governor = trained(run, {}).setting.governor
     assert isinstance(governor, Script)
     assert set(governor.offers) == {400 * 10**6}
+
+
+@pytest.mark.parametrize("path", ["function", "torch"])
+def test_every_worker_computes_lstms_as_the_plan_says(run: RunFolder, path: str) -> None:
+    write_json(run.plan_file, replace(tiny_plan(2), workers=2, lstm_path=path).to_json())
+    training = opened(run, {})
+    assert [worker.model.lstm_path for worker in training.workers.all] == [path, path]
+
+
+class Interrupted(Script):
+    """While one worker still holds the advice to grow, another one is told that memory is short."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.asked = Event()
+        self.answers = iter([GROW, SHRINK])
+
+    def look(self, larger_bytes: int | None) -> Advice | None:
+        advice = next(self.answers)
+        if advice is GROW:
+            self.asked.set()
+            sleep(0.1)  # the other worker's chance to come between
+        return advice
+
+
+def test_an_advice_to_grow_never_takes_the_place_of_one_to_shrink(run: RunFolder) -> None:
+    write_json(run.plan_file, replace(tiny_plan(4), micro_batch=2).to_json())
+    governor = Interrupted()
+    setting = open_training(run, read_plan(run), Channel(listen=False), governor).setting
+    first = Thread(target=setting.asks_to_stop)
+    first.start()
+    governor.asked.wait()
+    assert setting.asks_to_stop()
+    first.join()
+    setting.change(0)
+    assert [(event["micro_batch_before"], event["micro_batch"]) for event in changes(run)] == [(2, 1)]
 
 
 def test_a_shortage_in_the_step_before_the_run_grows_makes_it_smaller_instead(run: RunFolder) -> None:
