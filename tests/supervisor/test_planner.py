@@ -297,6 +297,24 @@ def test_what_was_measured_is_remembered_for_the_next_run(bench: Bench) -> None:
     assert bench.screen.shown[-1]["event"] == "remembered"
 
 
+@pytest.mark.parametrize("settings", [{"lstm_path": "torch"}, {"precision": "fp32"}, {"micro_batch": 4}])
+def test_what_was_measured_with_other_settings_is_not_remembered(bench: Bench, settings: dict[str, Any]) -> None:
+    bench.plan(4000 * MB)
+    bench.plan(4000 * MB, **settings)
+    assert bench.world.children
+    bench.plan(4000 * MB)
+    assert bench.world.children == []
+
+
+def test_what_was_measured_with_other_instructions_is_not_remembered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.plan(4000 * MB)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    bench.plan(4000 * MB)
+    assert bench.world.children
+
+
 def test_another_cap_asks_what_is_remembered_other_questions(bench: Bench) -> None:
     bench.plan(4000 * MB)
     assert bench.plan(3900 * MB).plan.cap_bytes == 3900 * MB
