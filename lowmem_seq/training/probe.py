@@ -63,7 +63,9 @@ class Prober:
         assert known.facts is not None
         space = make_space(self._training.config, known.facts, request.allocators)
         if request.only is not None:
-            self._take(Look(request.only, Means(request.allocator, request.lstm_path)))
+            known_path = request.lstm_path in space.lstm_paths  # it was asked for before the device was known
+            path = request.lstm_path if known_path else space.lstm_paths[0]
+            self._take(Look(request.only, Means(request.allocator, path)))
             return
         hurry = known.gave_up(request.budget_bytes)
         while True:

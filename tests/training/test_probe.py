@@ -212,10 +212,13 @@ def test_a_process_that_can_t_hold_to_its_budget_ends_with_a_word_of_its_own(
     assert probed.said[-1]["event"] == "probing"
 
 
-def test_a_setting_that_is_asked_for_alone_is_measured_whatever_it_holds(run: RunFolder) -> None:
-    probed = probe_in_a_process(run, Request(1 * MB, ONE, "default", 60.0, only=Setting(1, 1, 2)))
+def test_a_setting_that_is_asked_for_alone_is_measured_whatever_it_holds(tmp_path: Path, tiny_pack: Pack) -> None:
+    run = make_run(tmp_path / "run", tiny_pack, tiny_config("machine.lstm_path=torch"))
+    alone = Request(1 * MB, ONE, "default", 60.0, only=Setting(1, 1, 2), lstm_path="function")
+    probed = probe_in_a_process(run, alone)
     assert probed.code == 0, probed.errors
     (point,) = probed.of("measured")
+    assert point["lstm_path"] == "torch"  # the other one can't be taken here
     assert (point["micro_batch"], point["workers"], point["recomputed_layers"]) == (1, 1, 2)
     assert point["peak_bytes"] > SHARE_OF_BUDGET * MB
 
