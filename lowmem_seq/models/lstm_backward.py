@@ -6,14 +6,14 @@ t, from the last to the first, and from de = 0:
     dh  = dout_t + U^T da_{t+1}                    what the layer above wants, and what the next step wants
     do  = dh (2 r - 1)
     de  = de + 2 dh o r (1 - r)                    through r = sigma(e), h = o (2 r - 1)
-    di  = de (4 s - 2),  ds = 4 de i,  df = de e_{t-1}
-    da  = (di, df, ds, do) (1 - y) y               y = (i, f, s, o), sigmoids all
+    di  = 2 de g,  df = de e_{t-1},  dg = 2 de i
+    da  = di i (1 - i),  df f (1 - f),  dg (1 - g^2) / 2,  do o (1 - o)            for the rows of g by 2 a_g
     de  = f de                                     for step t - 1
 
 and, summed over steps and sequences, dW = sum da x_t^T, dU = sum da h_{t-1}^T, db = db' = sum da, where the rows of
 g of all three count twice, as they do in the weights; dx_t = W^T da, summed over the four directions.
 
-What is kept is i, f, s, o and e; r is computed again. The weights' gradients wait until all steps of a piece are
+What is kept is i, f, g, o and e; r is computed again. The weights' gradients wait until all steps of a piece are
 done: then they are a few large products.
 """
 
@@ -29,6 +29,7 @@ from lowmem_seq.models.lstm_forward import AXES, GATES, WAYS, Axes, Directions, 
 from lowmem_seq.models.products import Products
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
 class BackwardWeights(NamedTuple):
@@ -102,8 +103,7 @@ class Backward:
         self.gates = new((directions, n, rows), dtype=wide) if dtype != wide else None
         self.dgates = new((directions, n, rows), dtype=wide) if dtype != wide else self.da_step
         self.cells = new((6, directions, n, lstm_width), dtype=wide)
-        constants = weights.u.new_tensor([-1.0, -2.0, 0.0], dtype=wide)
-        self.minus_one, self.minus_two, self.zero = constants.unbind(0)
+        self.minus_one, self.zero = weights.u.new_tensor([-1.0, 0.0], dtype=wide).unbind(0)
 
     def read(self, dout: Tensor, gates: Tensor, states: Tensor) -> None:
         """Find da of every step. Shapes: dout: (b, H, W, 4D); gates, states: what `Forward.read` kept."""
@@ -121,13 +121,14 @@ class Backward:
         da_forward, da_backward = torch.unflatten(da_step, 0, (-1, WAYS)).unbind(1)  # (axes, n, 4D)
         dh, de, r, product, *two_states = self.cells
         dh_forward, dh_backward = torch.unflatten(dh, 0, (-1, WAYS)).unbind(1)  # (axes, n, D)
-        di, df, ds, do = dgates.chunk(GATES, dim=-1)  # (P, n, D) each
+        di, df, dg, do = dgates.chunk(GATES, dim=-1)  # (P, n, D) each
+        di_and_df = dgates[..., : 2 * di.shape[-1]]
         for step in range(last, -1, -1):
             back = last - step  # the token where the backward directions are
             gates = kept_gates[step]
             if self.gates is not None:
                 gates = self.gates.copy_(gates)
-            i, f, s, o = gates.chunk(GATES, dim=-1)
+            i, f, g, o = gates.chunk(GATES, dim=-1)
             if step == last:
                 dh_forward.copy_(dout[step])
                 dh_backward.copy_(dout_back[back])
@@ -153,15 +154,16 @@ class Backward:
                 de.mul_(2)
             else:
                 de.add_(_sigmoid_backward(dh, r, grad_input=dh), alpha=2)
-            torch.add(self.minus_two, s, alpha=4, out=product)
-            torch.mul(de, product, out=di)
-            torch.addcmul(self.zero, de, i, value=4, out=ds)
+            torch.addcmul(self.zero, de, g, value=2, out=di)
+            torch.mul(de, i, out=dg)
             if step:
                 torch.mul(de, e_before, out=df)
                 de.mul_(f)
             else:
                 df.zero_()
-            _sigmoid_backward(dgates, gates, grad_input=dgates)
+            _sigmoid_backward(di_and_df, gates[..., : di_and_df.shape[-1]], grad_input=di_and_df)
+            _tanh_backward(dg, g, grad_input=dg)
+            _sigmoid_backward(do, o, grad_input=do)
             if dgates is not da_step:
                 da_step.copy_(dgates)
             da[step].copy_(da_forward)

@@ -103,6 +103,21 @@ def test_16_bit_products_are_no_further_from_the_truth_than_those_of_lstms(sizes
     assert sum(weights) / len(weights) < 1  # the biases' are few numbers, some 0.7 and some 1.2
 
 
+@pytest.mark.parametrize("size", [1, 1e-2, 1e-4])
+def test_gradients_of_each_gate_are_as_near_to_the_truth_where_all_numbers_are_small(size: float) -> None:
+    module, x = layer(width=48, lstm_width=12), size * tokens(8, 8, 8, 48)
+    weights = dict(module.named_parameters())
+    for name, weight in weights.items():
+        if "bias" in name:
+            nn.init.zeros_(weight)
+    truth = step(copy.deepcopy(module).double(), x.double(), "torch")[2:]
+    found, reference = (step(module, x, path, "bf16")[2:] for path in ("function", "torch"))
+    for name, ours, theirs, right in zip(weights, found, reference, truth, strict=True):
+        if "weight_ih" in name:
+            for gate, *three in zip("ifgo", ours.chunk(4), theirs.chunk(4), right.chunk(4), strict=True):
+                assert distance(three[0], three[2]) < 1.2 * distance(three[1], three[2]), f"{name}, gate {gate}"
+
+
 @pytest.mark.parametrize(("precision", "expected"), [("bf16", 48 * 12 + 2 * 48), ("fp32", 96 * 12 + 4 * 48)])
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 4, 8)], ids=str)
 def test_it_keeps_few_bytes_a_token(shape: tuple[int, int, int], precision: str, expected: int) -> None:
