@@ -27,13 +27,14 @@ _NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor) -> Tensor:
     """Run two bidirectional LSTMs of one layer, one over the columns and one over the rows.
 
+    Both are as `BiLSTM2D` makes them, with biases and without projections: their options are not looked at.
     Gradients flow once, to x and the weights. Under autocast, products are in its dtype, and so is the result.
 
     Shapes:
         x: (B, H, W, C) -> (B, H, W, 4D): vertical forward, backward, horizontal forward, backward
 
     Raises:
-        UsageError: x has another number of channels, or another dtype than the weights.
+        UsageError: x has no token in an image, another number of channels, or another dtype than the weights.
     """
     weights = [
         getattr(lstm, name + end) for lstm in (vertical, horizontal) for end in ("", "_reverse") for name in _NAMES
@@ -41,7 +42,13 @@ def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor) -> Tensor:
     device_type, dtype = x.device.type, x.dtype
     if x.shape[-1] != vertical.input_size:
         raise UsageError(f"tokens of {x.shape[-1]} channels were given to LSTMs that read {vertical.input_size}.")
-    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+    if not (x.shape[1] and x.shape[2]):
+        raise UsageError(
+            f"grids of {x.shape[1]} by {x.shape[2]} tokens were given to LSTMs: there are none to read."
+        )
+    # for a device that autocast doesn't know, as "meta" is, asking whether it is on raises
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
     elif dtype != weights[0].dtype:
         raise UsageError(f"tokens are {dtype}, and the LSTMs' weights {weights[0].dtype}.")
@@ -70,6 +77,11 @@ class _ReadGrid(torch.autograd.Function):
         x_needs, _, *weights_need = ctx.needs_input_grad
         weights, kept = others[: len(weights_need)], iter(others[len(weights_need) :])
         dx = torch.empty(x.shape, dtype=ctx.x_dtype, device=x.device) if x_needs else None
+        if not len(x):
+            zeros = (
+                torch.zeros_like(one) if need else None for one, need in zip(weights, weights_need, strict=True)
+            )
+            return (dx, None, *zeros)
         found: list[Tensor | None] = []
         for part in _Part.of(x, weights):
             packed = BackwardWeights.of(part.directions, ctx.dtype, x_needs)

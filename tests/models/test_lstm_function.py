@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowmem_seq.errors import UsageError
 from lowmem_seq.models import BiLSTM2D, lstm_forward, products
@@ -140,18 +143,59 @@ def module_paths() -> tuple[str, ...]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(1, 4, 4), (9, 4, 4), (3, 2, 5)], ids=str)
 @pytest.mark.usefixtures("small_pieces")
-def test_evaluation_gives_the_bits_of_training_and_keeps_nothing(
-    shape: tuple[int, int, int], precision: str
-) -> None:
+def test_evaluation_gives_the_bits_of_training(shape: tuple[int, int, int], precision: str) -> None:
     module, x = layer(), tokens(*shape, C)
     expected = step(module, x, "function", precision)[0]
-    saved = SavedBytes(module)
     for context in (torch.no_grad(), torch.inference_mode()):
-        with context, saved.counting(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             y = grid(module, x.requires_grad_())
             assert torch.equal(module(x), expected)
         assert not y.requires_grad
-    assert saved.peak == 0
+
+
+class MadeBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the memory that is asked for by `new_empty`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.new_empty.default:
+            self.total += result.nbytes
+        return result
+
+
+@pytest.mark.parametrize(("precision", "itemsize"), [("fp32", 4), ("bf16", 2)])
+@pytest.mark.parametrize("shape", [(9, 4, 4), (3, 2, 5)], ids=str)
+def test_evaluation_has_no_memory_made_for_what_training_keeps(
+    shape: tuple[int, int, int], precision: str, itemsize: int
+) -> None:
+    module, x = layer(), tokens(*shape, C)
+    made = {}
+    for training in (True, False):
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            MadeBytes() as counter,  # type: ignore[no-untyped-call]
+        ):
+            grid(module, x)
+        made[training] = counter.total
+    gates_and_states = 5 * 4 * D * math.prod(shape) * itemsize
+    assert made[True] - made[False] == gates_and_states
+    assert made[False] > 0
+
+
+def test_no_images_give_gradients_of_zero() -> None:
+    module = layer()
+    for shape in ((0, 3, 3, C), (0, 2, 4, C)):
+        expected = step(module, tokens(*shape), "torch")
+        for found, one in zip(step(module, tokens(*shape), "function"), expected, strict=True):
+            assert found.shape == one.shape
+            assert torch.equal(found, one)
+    for weight in module.parameters():
+        weight.requires_grad_(False)
+    x = tokens(0, 3, 3, C).requires_grad_()
+    assert torch.autograd.grad(grid(module, x).sum(), x)[0].shape == x.shape
 
 
 def test_frozen_weights_and_inputs_get_no_gradient_and_change_no_other() -> None:
@@ -210,9 +254,39 @@ def test_backward_may_be_inside_of_autocast(dtype: torch.dtype, inside: bool) ->
 
 def test_numbers_of_64_bits_stay_so_under_autocast() -> None:
     module, x = layer(torch.float64), tokens(2, 3, 3, C, dtype=torch.float64)
+    expected = grid(module, x)
+    assert expected.dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(grid(module, x), grid(module, x))
-        assert grid(module, x).dtype == torch.float64
+        found = grid(module, x)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_16_bits_lose_of_a_bias_is_read_too(dtype: torch.dtype) -> None:
+    """Where the weights take away what 16 bits can hold of the biases, only the rest of them is left to be read."""
+    module, x = layer(), torch.ones(1, 1, 1, C)
+    with torch.no_grad():
+        for lstm in (module.vertical, module.horizontal):
+            for end in ("", "_reverse"):
+                w, b, b_too = (getattr(lstm, name + end) for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"))
+                b.uniform_(-3, 3)
+                b_too.zero_()
+                w.zero_()[:, 0] = -b.to(dtype)
+        truth = grid(copy.deepcopy(module).double(), x.double())
+        with torch.autocast("cpu", dtype):
+            found = grid(module, x)
+    assert truth.abs().min() > 0
+    assert distance(found, truth) < 0.01
+
+
+def test_a_device_that_autocast_does_not_know_serves() -> None:
+    module, x = layer().to("meta"), torch.empty(2, 3, 4, C, device="meta", requires_grad=True)
+    y = grid(module, x)
+    assert (y.shape, y.dtype, y.device) == ((2, 3, 4, 4 * D), torch.float32, x.device)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    with torch.no_grad():
+        assert grid(module, x).shape == y.shape
 
 
 def test_threads_share_the_weights_and_get_the_same_bits() -> None:
@@ -298,6 +372,9 @@ def test_weights_that_change_before_backward_are_an_error() -> None:
     [
         ((2, 3, 3, 1), torch.float32, "tokens of 1 channels"),
         ((2, 3, 3, C), torch.float64, "tokens are torch.float64"),
+        ((2, 0, 3, C), torch.float32, "grids of 0 by 3 tokens"),
+        ((2, 3, 0, C), torch.float32, "grids of 3 by 0 tokens"),
+        ((0, 0, 0, C), torch.float32, "grids of 0 by 0 tokens"),
     ],
 )
 def test_tokens_that_do_not_fit_the_weights_are_refused(
