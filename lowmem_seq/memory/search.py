@@ -13,13 +13,11 @@ from dataclasses import replace
 
 from lowmem_seq.memory.plan import Means, Measurement, Setting
 from lowmem_seq.memory.remembered import Knowledge, Look
-from lowmem_seq.memory.seen import COMFORTABLE, Seen, allowed_bytes, without_needless
+from lowmem_seq.memory.seen import COMFORTABLE, SLOWER, Seen, allowed_bytes, without_needless
 from lowmem_seq.memory.space import SMALL_IMAGE, SMALLEST_OF_SMALL, Space, candidate_sizes, even_sizes
 
 WELL_USED = 0.85
 """Share from which looking for a size in between brings little more."""
-SLOWER = 0.9
-"""Share of the speed before at which a larger micro-batch ends the looking; less may be noise."""
 MOST_GAIN = 1.25
 """What nn.LSTM is taken to bring at the most over our function (docs/results.md: 1.23 for a single large image)."""
 CLOSE = 0.8
@@ -285,8 +283,11 @@ class _Recipe:
                 return
 
     def _look(self, setting: Setting, means: Means) -> Generator[Look, Answer, Answer]:
-        """Ask for one look; return what was measured, if it may be taken."""
-        if (setting, means) not in self._seen.points:
-            self._seen.points[setting, means] = yield Look(setting, means)
-        point = self._seen.points[setting, means]
+        """Ask for one look, and for another where it seems disturbed; return the better, if it may be taken."""
+        points = self._seen.points
+        if (setting, means) not in points:
+            points[setting, means] = yield Look(setting, means)
+            if self._seen.looks_disturbed(setting, means):
+                points[setting, means] = (yield Look(setting, means, again=1)) or points[setting, means]
+        point = points[setting, means]
         return point if self._seen.may_be_taken(point) else None

@@ -21,6 +21,11 @@ next is measured right by another one. Of large images it is COMFORTABLE, for th
 STEEP = 1.5
 """What doubling the micro-batch must bring for the lean allocator to pay, which costs a third of the speed of large
 images and half of that of small ones."""
+SLOWER = 0.9
+"""Share of the speed before at which a larger micro-batch ends the looking; less may be noise."""
+DISTURBED = 0.7
+"""Share of another path's speed under which a measurement is not believed at once. Others take one of two cores for
+seconds at a time: one look of Small in ten was so disturbed (docs/log.md, 2026-11-23)."""
 TORCH_KEEPS = 1.2
 """What a model keeps for an image under nn.LSTM at the least, beside our function. docs/results.md: the layers with
 LSTMs 2 to 8 times as much where there is oneDNN, 1.7 times where not; the others keep the same."""
@@ -102,6 +107,24 @@ class Seen:
             return best.micro_batch < math.ceil(self._space.effective_batch / best.workers)
         doublings = math.log2(best.micro_batch / before[-1].micro_batch)
         return best.images_per_second > float(STEEP**doublings) * before[-1].images_per_second
+
+    def looks_disturbed(self, setting: Setting, means: Means) -> bool:
+        """Whether small images were measured to be clearly slower at a setting than they should be.
+
+        They seldom are slower than in smaller micro-batches or with more layers recomputed, and no way to compute
+        LSTMs takes half as long again as another.
+        """
+        point = self.points[setting, means]
+        if point is None or not self._space.is_small:
+            return False
+        return any(
+            point.images_per_second < (SLOWER if other.means == means else DISTURBED) * other.images_per_second
+            for other in self.points.values()
+            if other is not None
+            and (other.workers, other.allocator) == (setting.workers, means.allocator)
+            and other.micro_batch <= setting.micro_batch
+            and other.recomputed_layers >= setting.recomputed_layers
+        )
 
     def expectation(self, means: Means) -> Expectation:
         """Return what settings are expected to hold with these means."""
