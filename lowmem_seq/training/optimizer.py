@@ -53,10 +53,10 @@ class AdamW:
             The norm before; None for `largest_norm` leaves the gradients as they are.
         """
         gradients = self.gradients()
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if largest_norm is not None:
-            torch._foreach_mul_(gradients, torch.clamp(largest_norm / (norm + 1e-6), max=1.0))
-        return float(norm)
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        if largest_norm is not None and norm > largest_norm:
+            torch._foreach_mul_(gradients, largest_norm / (norm + 1e-6))
+        return norm
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
