@@ -215,7 +215,7 @@ class MachineConfig(Section, frozen=True):
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     """`auto`: CUDA, or MPS where it computes LSTMs right, or the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 where the processor multiplies it in hardware."""
+    """`auto`: bf16 where products in it are clearly faster, which is tried when the plan is made."""
     lstm_path: Literal["auto", "function", "torch"] = "auto"
     """How a Sequencer2D's LSTMs are computed on a CPU: by our own function, which keeps less for backward, or by
     torch's nn.LSTM; `auto` takes the faster one under the cap. Fixed in a plan, for they round differently. A

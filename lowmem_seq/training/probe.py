@@ -119,13 +119,15 @@ def _facts(training: Training, libraries_bytes: int) -> Facts:
     )
 
 
-def _open(run: RunFolder, request: Request, channel: Channel) -> Training:
+def _open(run: RunFolder, request: Request, facts: Facts | None, channel: Channel) -> Training:
     """Return the run's training, at a setting that is changed before anything is computed."""
     config = run.config
     device = choose_device(config.machine.device)
+    # chosen once, by the first process: another could come to another result
+    precision = choose_precision(config.machine.precision, device) if facts is None else facts.precision
     plan = Plan(
         device=device,
-        precision=choose_precision(config.machine.precision, device),
+        precision=precision,
         **asdict(Setting(1, 1)),
         threads=usable_cores(config.machine.threads),
         allocator=request.allocator,
@@ -151,7 +153,7 @@ def main() -> int:
         request = Request(**{**told, "only": None if told["only"] is None else Setting(**told["only"])})
         known = knowledge_from_json(json.loads(sys.argv[3]))
         libraries_bytes = system_reader().held_bytes(os.getpid())
-        training = _open(run, request, channel)
+        training = _open(run, request, known.facts, channel)
         if known.facts is None:
             known.facts = _facts(training, libraries_bytes)
         channel.say({"event": "facts", **asdict(known.facts)})

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import platform
-
 import pytest
 import torch
 
@@ -49,19 +47,39 @@ def test_a_device_that_is_not_there_or_wrong_is_refused(monkeypatch: pytest.Monk
     assert caught.value.hint == "--device cpu"
 
 
-def test_precision_is_as_asked_or_as_the_hardware_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "multiplies_bf16", lambda device: True)
+def test_precision_is_as_asked_or_as_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "bf16_pays", lambda device: True)
     assert choose_precision("auto", "cpu") == "bf16"
     assert choose_precision("fp32", "cpu") == "fp32"
-    monkeypatch.setattr(module, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(module, "bf16_pays", lambda device: False)
     assert choose_precision("auto", "cpu") == "fp32"
     assert choose_precision("bf16", "cpu") == "bf16"
 
 
-def test_other_processors_are_not_asked_for_what_only_x86_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    assert not module.multiplies_bf16("cpu")
-    assert not module.multiplies_bf16("mps")
+@pytest.mark.parametrize(
+    ("seconds_in_bf16", "pays"), [(0.5, True), (1 / 1.31, True), (1 / 1.29, False), (2.0, False)]
+)
+def test_bf16_pays_where_its_fastest_product_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, seconds_in_bf16: float, pays: bool
+) -> None:
+    threads: list[int] = []
+
+    def seconds(dtype: torch.dtype) -> float:
+        threads.append(torch.get_num_threads())
+        disturbed = 10.0 if len(threads) in (1, 2, 5, 6) else 0.0
+        return disturbed + (seconds_in_bf16 if dtype == torch.bfloat16 else 1.0)
+
+    monkeypatch.setattr(module, "_product_seconds", seconds)
+    before = torch.get_num_threads()
+    assert module.bf16_pays("cpu") == pays
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == before
+    assert not module.bf16_pays("mps")
+
+
+def test_products_are_timed_in_both_precisions() -> None:
+    assert module._product_seconds(torch.bfloat16) > 0
+    assert module._product_seconds(torch.float32) > 0
 
 
 def test_the_accelerator_is_one_process_on_the_cpu() -> None:
