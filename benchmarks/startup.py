@@ -193,7 +193,7 @@ def page(results: dict[str, Any]) -> str:
     ]
     for command, times in results["answers"].items():
         large = ", ".join(results["imports"][command]) or "none"
-        lines.append(f"| `lowmem-seq {command}` | {spread(times)} | {large} |")
+        lines.append(f"| `{command}` | {spread(times)} | {large} |")
     return "\n".join(
         [
             *lines,

@@ -74,7 +74,7 @@ def test_a_start_is_shown_part_by_part_with_its_sum() -> None:
     assert "| first step | 1.00 s | 0.50 s | 3.00 s |" in lines
     assert "| **all** | **3.00 s** | **2.50 s** | **5.00 s** |" in lines
     assert "| **all** | **0.90 s** | **0.90 s** | **0.90 s** |" in lines
-    assert "| `lowmem-seq status` | 0.20 s | 0.10 s | 0.30 s | none |" in lines
+    assert "| `status` | 0.20 s | 0.10 s | 0.30 s | none |" in lines
     assert "n = 3 of each" in lines[-1]
 
 
@@ -88,4 +88,4 @@ def test_a_command_that_imports_torch_is_told() -> None:
     one = results(0.5)
     one["imports"]["status"] = ["accelerate", "torch"]
     assert broken_promises(one) == ["status imports accelerate, torch"]
-    assert "| `lowmem-seq status` | 0.20 s | 0.10 s | 0.30 s | accelerate, torch |" in page(one)
+    assert "| `status` | 0.20 s | 0.10 s | 0.30 s | accelerate, torch |" in page(one)
