@@ -127,7 +127,7 @@ def flags_of(command: Any) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_flag_and_setting_in_the_prose_is_one(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert set(re.findall(r"`(--[a-z-]+)", text)) <= set(flags_of(typer.main.get_command(app)))
+    assert set(re.findall(r"`(--[a-z-]+)", text)) <= {"--help", *flags_of(typer.main.get_command(app))}
     for section, key in re.findall(r"`([a-z]+)\.([a-z_0-9]+)`", text):
         if section in SECTIONS and key not in ("json", "py"):
             assert key in SECTIONS[section].__struct_fields__
