@@ -60,7 +60,7 @@ throughput: $(PEERS)/.benchmark-installed
 
 # torch goes first, so that nothing else pulls in the CUDA build. Where its own index is out of reach, the default
 # one serves; torchvision then comes without its dependencies, which would ask for one exact build of torch.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard lowmem_seq/models/native/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) install --quiet --retries 1 --index-url $(TORCH_INDEX) $(TORCH) 2>/dev/null ||) \
 	{ $(INSTALL) torch && $(INSTALL) --no-deps torchvision; }

@@ -1,7 +1,7 @@
-"""A BiLSTM2D by our function beside nn.LSTM: `python -m benchmarks.layers`, a table in docs/results.md.
+"""A BiLSTM2D by our function, with compiled cells and without, beside nn.LSTM: `python -m benchmarks.layers`.
 
-Each measurement is a process of its own, which computes all shapes one way; both ways take turns, so that what else
-the machine does falls on both alike. Its figure for a shape is the median of forward + backward (and of forward
+Each measurement is a process of its own, which computes all shapes one way; the ways take turns, so that what else
+the machine does falls on all alike. Its figure for a shape is the median of forward + backward (and of forward
 without gradients, as in evaluation), after a warm-up; the table shows medians over the processes, and the median of
 the ratios of neighbours. One thread is timed by its CPU time, page faults included, for others that share the
 processor disturb that less; several by the clock. What is kept is what autograd saves beside the weights, each
@@ -31,7 +31,8 @@ from benchmarks.page import ROOT, commit, describe_machine, machine, put_between
 from lowmem_seq.files import write_json
 
 RESULTS = ROOT / "docs" / "layers.json"
-PATHS = ("torch", "function")
+PATHS = ("torch", "function", "native")
+NAMES = "nn.LSTM, ours, ours compiled"
 ALLOCATORS = {"default": "", "block freed first": "", "huge pages": "glibc.malloc.hugetlb=1"}
 BLOCK_BYTES = 33_000_000
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -179,7 +180,7 @@ def measure_apart(processor: str, allocator: str, request: dict[str, Any]) -> di
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure both paths in turn, as often as wanted; return all figures."""
+    """Measure all paths in turn, as often as wanted; return all figures."""
     shapes = [shape.key for shape in SHAPES if options.preset in (None, shape.preset)]
     request = {"threads": options.threads, "seconds": options.seconds, "shapes": shapes}
     found: dict[str, Any] = {}
@@ -193,9 +194,13 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine(), "commit": commit(), "threads": options.threads, "figures": found}
 
 
-def ratio(rounds: list[dict[str, Any]], shape: str, figure: str) -> float:
-    """The median over the rounds of nn.LSTM's figure by ours."""
-    return float(statistics.median(one["torch"][shape][figure] / one["function"][shape][figure] for one in rounds))
+def ratios(rounds: list[dict[str, Any]], shape: str, figure: str) -> str:
+    """The medians over the rounds of nn.LSTM's figure by each of ours, as a cell."""
+    found = [
+        statistics.median(one["torch"][shape][figure] / one[path][shape][figure] for one in rounds)
+        for path in PATHS[1:]
+    ]
+    return ", ".join(f"{one:.2f}" for one in found)
 
 
 def middle(rounds: list[dict[str, Any]], path: str, shape: str, figure: str) -> float:
@@ -215,19 +220,19 @@ def page(results: dict[str, Any]) -> str:
             f"Processor {processor}:",
             "",
             "| layer: batch x grid, C/D | "
-            + " | ".join(f"{name}: nn.LSTM, ours | ratio" for name in names)
-            + " | evaluation: ratio | kept a token: nn.LSTM | ours |",
-            "|---|" + "---:|" * (2 * len(names) + 3),
+            + " | ".join(f"{name}: {NAMES} | ratios" for name in names)
+            + f" | evaluation: ratios | kept a token: {NAMES} |",
+            "|---|" + "---:|" * (2 * len(names) + 2),
         ]
         for shape in first[0]["torch"]:
             cells = [shape]
             for rounds in allocators.values():
-                both = [f"{1e3 * middle(rounds, path, shape, 'train_seconds'):.1f}" for path in PATHS]
-                cells.append(f"{', '.join(both)} ms")
-                cells.append(f"**{ratio(rounds, shape, 'train_seconds'):.2f}**")
-            last = allocators[names[-1]]
-            cells.append(f"{ratio(last, shape, 'evaluation_seconds'):.2f}")
-            cells += [f"{middle(first, path, shape, 'bytes_a_token'):,.0f} B" for path in PATHS]
+                all_three = [f"{1e3 * middle(rounds, path, shape, 'train_seconds'):.1f}" for path in PATHS]
+                cells.append(f"{', '.join(all_three)} ms")
+                cells.append(f"**{ratios(rounds, shape, 'train_seconds')}**")
+            cells.append(ratios(allocators[names[-1]], shape, "evaluation_seconds"))
+            kept = [f"{middle(first, path, shape, 'bytes_a_token'):,.0f}" for path in PATHS]
+            cells.append(f"{'; '.join(kept)} B")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     clock = "CPU time of one thread" if results["threads"] == 1 else f"wall time, {results['threads']} threads"

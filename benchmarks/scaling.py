@@ -32,7 +32,7 @@ from benchmarks.work import training_flops
 from lowmem_seq.config import RunConfig, Sequencer2DConfig
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.environment import usable_allocators
-from lowmem_seq.memory.plan import LSTM_PATHS, Means, Setting
+from lowmem_seq.memory.plan import Means, Setting
 
 DATA_FILE = ROOT / "docs" / "scaling.json"
 PICTURE = ROOT / "docs" / "scaling.svg"
@@ -101,7 +101,9 @@ class Point:
         return self.micro_batch * self.flops
 
 
-POINTS = [Point(sweep, value, path) for sweep, values in SWEEPS.items() for value in values for path in LSTM_PATHS]
+PATHS = ("native", "torch")
+"""How LSTMs are computed: by our function with compiled cells, and by nn.LSTM."""
+POINTS = [Point(sweep, value, path) for sweep, values in SWEEPS.items() for value in values for path in PATHS]
 
 
 def measure_point(point: Point, place: Path) -> dict[str, Any] | None:
@@ -133,15 +135,15 @@ def rates(results: dict[str, Any], sweep: str, path: str) -> list[tuple[Point, f
 
 def sweep_table(results: dict[str, Any], sweep: str) -> list[str]:
     """Return the table of a sweep; the faster way to compute LSTMs, which the planner takes, is set in bold."""
-    by_path = [{point.value: (point, one) for point, one in rates(results, sweep, path)} for path in LSTM_PATHS]
-    names = " | ".join(f"{path}: images/s | ps an operation" for path in LSTM_PATHS)
-    lines = [f"| {sweep} | GFLOP an image | {names} |", "|---:|---:|" + "---:|---:|" * len(LSTM_PATHS)]
+    by_path = [{point.value: (point, one) for point, one in rates(results, sweep, path)} for path in PATHS]
+    names = " | ".join(f"{path}: images/s | ps an operation" for path in PATHS)
+    lines = [f"| {sweep} | GFLOP an image | {names} |", "|---:|---:|" + "---:|---:|" * len(PATHS)]
     for value in SWEEPS[sweep]:
         found = [points[value] for points in by_path if value in points]
         if not found:
             continue
         best = max(speed for _, speed in found)
-        cells = [str(value), f"{Point(sweep, value, LSTM_PATHS[0]).flops / 1e9:.3g}"]
+        cells = [str(value), f"{Point(sweep, value, PATHS[0]).flops / 1e9:.3g}"]
         for points in by_path:
             cells += told_point(*points[value], best) if value in points else ["-", "-"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -169,7 +171,7 @@ def broken_promises(results: dict[str, Any]) -> list[str]:
     """Return what of the promises does not hold, in words: an operation must not cost more where there are more."""
     broken = []
     for sweep in SWEEPS:
-        for path in LSTM_PATHS:
+        for path in PATHS:
             least = float("inf")
             for point, speed in sorted(rates(results, sweep, path), key=lambda one: one[0].work):
                 taken = picoseconds(point, speed)
@@ -184,10 +186,10 @@ def panels(results: dict[str, Any]) -> list[Panel]:
     drawn = []
     for sweep, values in SWEEPS.items():
         lines = []
-        for path in LSTM_PATHS:
+        for path in PATHS:
             found = rates(results, sweep, path)
             lines.append(Line(path, [point.value for point, _ in found], [speed for _, speed in found]))
-        first = rates(results, sweep, LSTM_PATHS[0])
+        first = rates(results, sweep, PATHS[0])
         if sweep in MICRO_BATCHES and first:  # an image is more work there
             start, speed = first[0]
             expected = [speed * start.flops / point.flops for point, _ in first]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-COLOURS = {"function": "#0b3c5d", "torch": "#62a8d1"}
-LABELS = {"function": "our function", "torch": "nn.LSTM"}
+COLOURS = {"native": "#0b3c5d", "torch": "#62a8d1"}
+LABELS = {"native": "our function", "torch": "nn.LSTM"}
 EXPECTED_COLOUR = "#b3261e"
 TICKS = [first * 10**power for power in range(6) for first in (1, 3)]
 """Of images/s."""

@@ -216,10 +216,10 @@ class MachineConfig(Section, frozen=True):
     """`auto`: CUDA, or MPS where it computes LSTMs right, or the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where products in it are clearly faster, which is tried when the plan is made."""
-    lstm_path: Literal["auto", "function", "torch"] = "auto"
-    """How a Sequencer2D's LSTMs are computed on a CPU: by our own function, which keeps less for backward, or by
-    torch's nn.LSTM; `auto` takes the faster one under the cap. Fixed in a plan, for they round differently. A
-    vanilla BiLSTM and GPUs have nn.LSTM only."""
+    lstm_path: Literal["auto", "native", "function", "torch"] = "auto"
+    """How a Sequencer2D's LSTMs are computed on a CPU: by our own function, which keeps less for backward, with
+    compiled code or without; or by torch's nn.LSTM. `auto` takes the faster one under the cap. Fixed in a plan, for
+    they round differently. A vanilla BiLSTM and GPUs have nn.LSTM only."""
     micro_batch: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     """Images computed at once; null takes the fastest that fits under the cap."""
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None

@@ -53,6 +53,7 @@ EDGES = 2
 COLOURS = ("cyan", "blue", "magenta", "yellow", "bright_magenta", "bright_blue", "green", "bright_black")
 """Of the categories, in their order."""
 LSTM_PATHS = {
+    "native": "by our own function with compiled code, which keeps less for backward",
     "function": "by our own function, which keeps less for backward",
     "torch": "by torch's nn.LSTM",
 }

@@ -16,8 +16,10 @@ from lowmem_seq.memory.footprint import Footprint
 from lowmem_seq.memory.prediction import predict_bytes
 
 FORMAT_VERSION = 3
-LSTM_PATHS = ("function", "torch")
+LSTM_PATHS = ("native", "function", "torch")
 """How LSTMs can be computed; what needs least memory first."""
+NATIVE_LSTM = LSTM_PATHS[0]
+"""It needs the package's compiled part (compiled.py)."""
 TORCH_LSTM = LSTM_PATHS[-1]
 MOST_WORKERS = 4
 """More workers than this have too small a share of a batch of 128 to be fast. A divisor of the cores is taken."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig, Sequencer2DConfig
+from lowmem_seq.errors import UsageError
 from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.footprint import Facts, layer_shares
-from lowmem_seq.memory.plan import LSTM_PATHS, MOST_WORKERS, TORCH_LSTM, Setting
+from lowmem_seq.memory.plan import LSTM_PATHS, MOST_WORKERS, NATIVE_LSTM, TORCH_LSTM, Setting
 
 SMALL_IMAGE = 64
 SMALLEST_OF_SMALL = 8
@@ -63,11 +65,25 @@ def make_space(config: RunConfig, facts: Facts, allocators: tuple[str, ...]) -> 
 
 
 def lstm_paths(config: RunConfig, device: str) -> tuple[str, ...]:
-    """Return how a run's LSTMs can be computed: the function reads two axes, and was measured on CPUs only."""
+    """Return how a run's LSTMs can be computed: our function reads two axes, and was measured on CPUs only.
+
+    Raises:
+        UsageError: compiled cells are wanted, and there are none.
+    """
     wanted = config.machine.lstm_path
     if not isinstance(config.model, Sequencer2DConfig) or device != "cpu":
         return (TORCH_LSTM,)
-    return LSTM_PATHS if wanted == "auto" else (wanted,)
+    is_compiled = library() is not None
+    if (
+        wanted == "auto"
+    ):  # with compiled cells, our function is faster and keeps less for every shape that was measured
+        return tuple(path for path in LSTM_PATHS if path != ("function" if is_compiled else NATIVE_LSTM))
+    if wanted == NATIVE_LSTM and not is_compiled:
+        raise UsageError(
+            "the compiled part of lowmem-seq is missing or of another version, and machine.lstm_path is 'native'.",
+            "install lowmem-seq again where there is a C compiler, or take --set machine.lstm_path=auto",
+        )
+    return (wanted,)
 
 
 def worker_counts(cores: int, effective_batch: int, wanted: int | None, on_cpu: bool) -> list[int]:

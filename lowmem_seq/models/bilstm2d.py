@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lowmem_seq.models.lstm_function import read_grid
 
-LstmPath: TypeAlias = Literal["torch", "function"]
-"""How LSTMs are computed: by nn.LSTM, the reference, or by read_grid of lstm_function.py."""
+LstmPath: TypeAlias = Literal["torch", "function", "native"]
+"""How LSTMs are computed: by nn.LSTM, the reference; or by read_grid of lstm_function.py, with compiled cells or
+without."""
 
 
 class BiLSTM2D(nn.Module):
@@ -38,10 +39,11 @@ class BiLSTM2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x: (B, H, W, C) -> (B, H, W, C); H and W may differ and may change between calls."""
-        if self.lstm_path == "function":
-            mixed = read_grid(self.vertical, self.horizontal, x)  # (B, H, W, 4D)
-        else:
+        if self.lstm_path == "torch":
             mixed = torch.cat([read_columns(self.vertical, x), read_rows(self.horizontal, x)], dim=-1)
+        else:
+            native = self.lstm_path == "native"
+            mixed = read_grid(self.vertical, self.horizontal, x, native)  # (B, H, W, 4D)
         tokens: Tensor = self.fc(mixed)
         return tokens
 

@@ -63,12 +63,12 @@ class WeightGradients:
         else:
             self._sums[name] = part.to(dtype)
 
-    def of(self, lstm_width: int) -> list[Tensor]:
+    def of(self) -> list[Tensor]:
         """Return w, u, b and b' of each direction, in the order of `Directions`."""
         w, b = self._sums["w"].flatten(0, 1), self._sums["b"].flatten(0, 1)  # (P, 4D, C), (P, 4D)
         # sequences of one step meet no earlier state
         u = (
-            self._sums["u"].flatten(0, 1) if "u" in self._sums else w.new_zeros((*b.shape, lstm_width))
+            self._sums["u"].flatten(0, 1) if "u" in self._sums else w.new_zeros((*b.shape, b.shape[1] // GATES))
         )  # (P, 4D, D)
         for one in (w, u, b):
             _g_of(one).mul_(2)
@@ -84,18 +84,15 @@ class Backward:
 
     Args:
         images: how many the piece has.
-        channels: of a token.
     """
 
-    def __init__(
-        self, axes: Axes, weights: BackwardWeights, images: int, channels: int, products: Products
-    ) -> None:
+    def __init__(self, axes: Axes, weights: BackwardWeights, images: int, products: Products) -> None:
         new, dtype = weights.u.new_empty, weights.u.dtype
         wide = wide_dtype(dtype)
         directions, rows, lstm_width = weights.u.shape
         count, steps, n = len(axes.axes), axes.steps, images * axes.sequences
         self.axes, self.weights, self.products = axes, weights, products
-        self.images, self.channels, self.wide = images, channels, wide
+        self.images, self.wide = images, wide
         self.dout = new((WAYS, steps, count, n, lstm_width), dtype=wide)  # by token
         self.da = new((count, steps, n, WAYS * rows))  # by token
         self.da_step = new((directions, n, rows))
@@ -105,12 +102,14 @@ class Backward:
         self.cells = new((6, directions, n, lstm_width), dtype=wide)
         self.minus_one, self.zero = weights.u.new_tensor([-1.0, 0.0], dtype=wide).unbind(0)
 
-    def read(self, dout: Tensor, gates: Tensor, states: Tensor) -> None:
-        """Find da of every step. Shapes: dout: (b, H, W, 4D); gates, states: what `Forward.read` kept."""
+    def read(self, dout: Tensor, out: Tensor, kept: Sequence[Tensor]) -> None:
+        """Find da of every step. Shapes: dout, out: (b, H, W, 4D); kept: what `Forward.read` wrote."""
+        self.out = out
         for place, axis in enumerate(self.axes.axes):
             ways = along(dout, axis).chunk(AXES * WAYS, dim=-1)[WAYS * axis :][:WAYS]  # (T, b, S, D) each
             for way, into in zip(ways, self.dout, strict=True):
                 torch.unflatten(into[:, place], 1, (self.images, -1)).copy_(way)
+        gates, states = kept
         self._steps(gates.unbind(0), states.unbind(0))
 
     def _steps(self, kept_gates: Sequence[Tensor], kept_states: Sequence[Tensor]) -> None:
@@ -169,11 +168,11 @@ class Backward:
             da[step].copy_(da_forward)
             da_back[back].copy_(da_backward)
 
-    def add_weights(self, x: Tensor, out: Tensor, sums: WeightGradients) -> None:
-        """Add this piece's dW, dU and db. Shapes: x: (b, H, W, C); out: (b, H, W, 4D), the forward's result."""
-        new, steps = self.da.new_empty, self.axes.steps
+    def add_weights(self, x: Tensor, sums: WeightGradients) -> None:
+        """Add this piece's dW, dU and db. Shapes: x: (b, H, W, C)."""
+        new, out, steps = self.da.new_empty, self.out, self.axes.steps
         count, _, n, _ = self.da.shape
-        inputs = new((count, steps, n, self.channels))
+        inputs = new((count, steps, n, x.shape[-1]))
         for place, axis in enumerate(self.axes.axes):
             torch.unflatten(inputs[place], 1, (self.images, -1)).copy_(along(x, axis))
         da = self.da.flatten(1, 2)  # (axes, T*n, 8D)

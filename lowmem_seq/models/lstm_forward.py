@@ -134,7 +134,7 @@ class Forward:
         self.r = torch.empty_like(self.state)
         self.minus_one, self.zero = packed.new_tensor([-1.0, 0.0], dtype=wide).unbind(0)
 
-    def read(self, x: Tensor, out: Tensor, kept: tuple[Tensor, Tensor] | None) -> None:
+    def read(self, x: Tensor, out: Tensor, kept: Sequence[Tensor] | None) -> None:
         """Read the sequences of some images.
 
         Shapes:

@@ -1,7 +1,8 @@
 """BiLSTM2D's four LSTMs as one operation of autograd: the same results as four nn.LSTM, faster, keeping less.
 
-For backward it keeps, beside its input and its result, the gates and the state of every token and direction: under
-bf16 autocast 40 D bytes a token, 2 C for the input, and 8 D for the result, which the next layer keeps as well.
+For backward it keeps, beside its input and its result, the gates of every token and direction, and with ATen's
+operations the state too: under bf16 autocast 32 D bytes a token, or 40 D, 2 C for the input, and 8 D for the
+result, which the next layer keeps as well.
 
 The weights are those of two nn.LSTM, which stays the reference.
 """
@@ -9,7 +10,7 @@ The weights are those of two nn.LSTM, which stays the reference.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,16 +20,25 @@ from torch import Tensor, nn
 from lowmem_seq.errors import UsageError
 from lowmem_seq.models.lstm_backward import Backward, BackwardWeights, WeightGradients
 from lowmem_seq.models.lstm_forward import GATES, WAYS, Axes, Directions, Forward, Weights, side_by_side, wide_dtype
+from lowmem_seq.models.lstm_native import (
+    NativeBackward,
+    NativeForward,
+    NativeGradients,
+    pack_for_backward,
+    pack_for_forward,
+)
+from lowmem_seq.models.native_cells import has_cells
 from lowmem_seq.models.products import products_for
 
 _NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
-def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor) -> Tensor:
+def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor, native: bool = False) -> Tensor:
     """Run two bidirectional LSTMs of one layer, one over the columns and one over the rows.
 
-    Both are as `BiLSTM2D` makes them, with biases and without projections: their options are not looked at.
-    Gradients flow once, to x and the weights. Under autocast, products are in its dtype, and so is the result.
+    With `native`, cells are computed by compiled code where it serves the dtype and the device. Both LSTMs are as
+    `BiLSTM2D` makes them, with biases and without projections: their options are not looked at. Gradients flow
+    once, to x and the weights. Under autocast, products are in its dtype, and so is the result.
 
     Shapes:
         x: (B, H, W, C) -> (B, H, W, 4D): vertical forward, backward, horizontal forward, backward
@@ -53,20 +63,20 @@ def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor) -> Tensor:
     elif dtype != weights[0].dtype:
         raise UsageError(f"tokens are {dtype}, and the LSTMs' weights {weights[0].dtype}.")
     if torch.is_grad_enabled() and any(one.requires_grad for one in (x, *weights)):
-        y: Tensor = _ReadGrid.apply(x, dtype, *weights)  # type: ignore[no-untyped-call]
+        y: Tensor = _ReadGrid.apply(x, dtype, native, *weights)  # type: ignore[no-untyped-call]
         return y
-    return _forward(x, dtype, weights, None)
+    return _forward(x, dtype, native, weights, None)
 
 
 class _ReadGrid(torch.autograd.Function):
     """The operation; what it keeps are x, the result, the weights, and gates and states of each part."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *weights: Tensor) -> Tensor:
-        ctx.x_dtype, ctx.dtype = x.dtype, dtype
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, native: bool, *weights: Tensor) -> Tensor:
+        ctx.x_dtype, ctx.dtype, ctx.native = x.dtype, dtype, native
         kept: list[Tensor] = []
         x = x.to(dtype)
-        out = _forward(x, dtype, weights, kept)
+        out = _forward(x, dtype, native, weights, kept)
         ctx.save_for_backward(x, out, *weights, *kept)
         return out
 
@@ -74,33 +84,33 @@ class _ReadGrid(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, out, *others = ctx.saved_tensors
-        x_needs, _, *weights_need = ctx.needs_input_grad
+        x_needs, _, _, *weights_need = ctx.needs_input_grad
         weights, kept = others[: len(weights_need)], iter(others[len(weights_need) :])
         dx = torch.empty(x.shape, dtype=ctx.x_dtype, device=x.device) if x_needs else None
         if not len(x):
             zeros = (
                 torch.zeros_like(one) if need else None for one, need in zip(weights, weights_need, strict=True)
             )
-            return (dx, None, *zeros)
+            return (dx, None, None, *zeros)
         found: list[Tensor | None] = []
+        cells, products = _cells_for(ctx.dtype, x.device, ctx.native), products_for(ctx.dtype, x.device)
         for part in _Part.of(x, weights):
-            packed = BackwardWeights.of(part.directions, ctx.dtype, x_needs)
-            sums, reader = WeightGradients(), None
-            for piece, *gates_and_states in zip(part.pieces, *part.cut(next(kept), next(kept)), strict=True):
+            packed = cells.pack_for_backward(part.directions, ctx.dtype, x_needs)
+            sums, reader = cells.gradients(), None
+            for piece, of_piece in zip(part.pieces, part.cut(list(islice(kept, len(cells.kept)))), strict=True):
                 images = piece.stop - piece.start
                 if reader is None or reader.images != images:
-                    products = products_for(ctx.dtype, x.device)
-                    reader = Backward(part.axes, packed, images, x.shape[-1], products)
-                reader.read(dout[piece], *gates_and_states)
+                    reader = cells.backward(part.axes, packed, images, products)
+                reader.read(dout[piece], out[piece], of_piece)
                 if any(weights_need):
-                    reader.add_weights(x[piece], out[piece], sums)
+                    reader.add_weights(x[piece], sums)
                 if dx is not None:
                     reader.put_inputs(dx[piece], first=not found)
             if any(weights_need):
-                found += sums.of(part.lstm_width)
+                found += sums.of()
             else:
                 found += [None] * (len(part.directions) * len(_NAMES))
-        return (dx, None, *(one if need else None for one, need in zip(found, weights_need, strict=True)))
+        return (dx, None, None, *(one if need else None for one, need in zip(found, weights_need, strict=True)))
 
 
 class _Part(NamedTuple):
@@ -122,36 +132,61 @@ class _Part(NamedTuple):
             theirs = list(islice(directions, WAYS * len(axes.axes)))
             yield cls(axes, theirs, axes.pieces(batch, lstm_width), lstm_width)
 
-    def cut(self, gates: Tensor, states: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each piece's gates, (T, P, n, 4D), and states, (T, P, n, D), each contiguous."""
-        shapes = [
-            (self.axes.steps, len(self.directions), (piece.stop - piece.start) * self.axes.sequences)
+    def cut(self, kept: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Return each piece's share of what is kept, (T, P, n, ...), contiguous."""
+        cells = [
+            self.axes.steps * len(self.directions) * (piece.stop - piece.start) * self.axes.sequences
             for piece in self.pieces
         ]
-        both = []
-        for kept, width in ((gates, GATES * self.lstm_width), (states, self.lstm_width)):
-            cuts = torch.split(kept, [math.prod(shape) * width for shape in shapes])
-            both.append([cut.view(*shape, width) for cut, shape in zip(cuts, shapes, strict=True)])
-        return both[0], both[1]
+        shares = [torch.split(one, [count * one.numel() // sum(cells) for count in cells]) for one in kept]
+        shape = (self.axes.steps, len(self.directions), -1)
+        return [
+            tuple(share.view(*shape[:2], count // math.prod(shape[:2]), -1) for share in of_piece)
+            for count, *of_piece in zip(cells, *shares, strict=True)
+        ]
 
 
-def _forward(x: Tensor, dtype: torch.dtype, weights: Sequence[Tensor], kept: list[Tensor] | None) -> Tensor:
-    """Read the grid; gates and states go to the end of `kept`, two tensors for each part."""
+class _Cells(NamedTuple):
+    """How what lies between the products is computed."""
+
+    pack_for_forward: Callable[[Directions, torch.dtype], Tensor]
+    forward: type[Forward | NativeForward]
+    kept: tuple[int, ...]
+    """The numbers of a hidden unit and a token that each tensor holds that is kept for backward."""
+    pack_for_backward: Callable[[Directions, torch.dtype, bool], BackwardWeights]
+    backward: type[Any]
+    gradients: type[WeightGradients | NativeGradients]
+
+
+_ATEN = _Cells(side_by_side, Forward, (GATES, 1), BackwardWeights.of, Backward, WeightGradients)
+_NATIVE = _Cells(pack_for_forward, NativeForward, (GATES,), pack_for_backward, NativeBackward, NativeGradients)
+
+
+def _cells_for(dtype: torch.dtype, device: torch.device, native: bool) -> _Cells:
+    return _NATIVE if native and has_cells(dtype, device) else _ATEN
+
+
+def _forward(
+    x: Tensor, dtype: torch.dtype, native: bool, weights: Sequence[Tensor], kept: list[Tensor] | None
+) -> Tensor:
+    """Read the grid; what backward will want goes to the end of `kept`, for each part."""
     batch, height, width, _ = x.shape
     out = x.new_empty((batch, height, width, len(weights[0])), dtype=dtype)
     wide = wide_dtype(dtype)
+    cells, products = _cells_for(dtype, x.device, native), products_for(dtype, x.device)
     for part in _Part.of(x, weights):
-        packed = side_by_side(part.directions, dtype)
-        into: list[tuple[Tensor, Tensor] | None] = [None] * len(part.pieces)
+        packed = cells.pack_for_forward(part.directions, dtype)
+        into: list[tuple[Tensor, ...] | None] = [None] * len(part.pieces)
         if kept is not None:
-            cells = len(part.directions) * batch * height * width * part.lstm_width
+            units = len(part.directions) * batch * height * width * part.lstm_width
             keep = wide if wide == dtype else torch.float16  # from 6e-5 on, rounds an eighth as much as bf16
-            kept += [x.new_empty(GATES * cells, dtype=keep), x.new_empty(cells, dtype=keep)]
-            into = list(zip(*part.cut(*kept[-2:]), strict=True))
+            of_part = [x.new_empty(count * units, dtype=keep) for count in cells.kept]
+            kept += of_part
+            into = list(part.cut(of_part)) if batch else []
         reader = None
         for piece, one in zip(part.pieces, into, strict=True):
             images = piece.stop - piece.start
             if reader is None or reader.images != images:
-                reader = Forward(part.axes, packed, images, products_for(dtype, x.device))
+                reader = cells.forward(part.axes, packed, images, products)
             reader.read(x[piece], out[piece], one)
     return out

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from lowmem_seq.compiled import library
 from lowmem_seq.errors import UsageError
 from lowmem_seq.models.bilstm2d import BiLSTM2D, LstmPath
 from lowmem_seq.models.initialisation import NORM_EPS, initialise_he, initialise_paper
@@ -42,7 +43,9 @@ class Sequencer2D(nn.Module):
         initialisation: see `initialisation.py`.
     """
 
-    lstm_paths: tuple[LstmPath, ...] = get_args(LstmPath)
+    lstm_paths: tuple[LstmPath, ...] = tuple(
+        path for path in get_args(LstmPath) if path != "native" or library() is not None
+    )
 
     def __init__(
         self,

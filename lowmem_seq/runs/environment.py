@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from lowmem_seq.compiled import VERSION, library
+
 PACKAGES = ("lowmem-seq", "torch", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
 VARIABLES = (
@@ -38,7 +40,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-DECISIVE = ("python", "packages", "variables", "system", "release", "machine", "processor")
+DECISIVE = ("python", "packages", "compiled", "variables", "system", "release", "machine", "processor")
 """What may change the last bits of a result."""
 NAMED = ("packages", "variables")
 """Those of them that have names and values of their own."""
@@ -72,6 +74,7 @@ def describe_environment() -> dict[str, Any]:
         "format_version": 1,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
+        "compiled": None if library() is None else VERSION,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "system": platform.system(),
         "release": platform.release(),

@@ -304,7 +304,17 @@ def data_limit(best: Measurement, budget_bytes: int, platform: str = sys.platfor
 def subject_of(run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...]) -> dict[str, Any]:
     """Return all that a measurement depends on."""
     described = describe_environment()
-    machine = ("python", "packages", "variables", "system", "release", "machine", "processor", "memory_bytes")
+    machine = (
+        "python",
+        "packages",
+        "compiled",
+        "variables",
+        "system",
+        "release",
+        "machine",
+        "processor",
+        "memory_bytes",
+    )
     record = run.read_json(run.data_file) or {}
     settings = config.to_settings()
     return {

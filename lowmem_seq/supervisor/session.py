@@ -6,10 +6,11 @@ against the cap.
 
 from __future__ import annotations
 
+from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError, LowmemSeqError
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.plan import Plan, plan_from_json
+from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, plan_from_json
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
@@ -70,10 +71,15 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
     write_json(run.data_file, record)
 
 
+def can_follow(plan: Plan) -> bool:
+    """Whether what a plan computes with is there: the compiled part of the package may have gone since."""
+    return plan.lstm_path != NATIVE_LSTM or library() is not None
+
+
 def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, anew: bool) -> Plan:
     """Return the plan of the run; it is measured where there is none for this machine, or one is asked for anew."""
     stored = None if anew else run.read_json(run.plan_file)
     plan = None if stored is None else plan_from_json(stored)
-    if plan is None or plan.planned_for not in ("", planned_for(describe_environment())):
+    if plan is None or plan.planned_for not in ("", planned_for(describe_environment())) or not can_follow(plan):
         return make_plan(run, config, screen, stops).plan
     return plan

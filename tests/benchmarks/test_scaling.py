@@ -18,6 +18,7 @@ from benchmarks.probing import make_config
 from benchmarks.scaling import (
     EXPECTED,
     MOST_EXCESS,
+    PATHS,
     POINTS,
     SWEEPS,
     WORKERS,
@@ -32,7 +33,6 @@ from benchmarks.work import TRAINED_BY_FORWARD, forward_flops, training_flops
 from lowmem_seq.config import Sequencer2DConfig
 from lowmem_seq.data.cache import cache_folder
 from lowmem_seq.data.prepare import prepare
-from lowmem_seq.memory.plan import LSTM_PATHS
 from lowmem_seq.runs.folder import RunFolder
 from tests.builders import tiny_config
 
@@ -99,7 +99,7 @@ def test_the_work_is_that_of_the_model_s_linear_layers_and_lstms(preset: str, im
 
 
 def test_a_point_changes_one_thing_of_small() -> None:
-    base = Point("micro-batch", 32, "function").config
+    base = Point("micro-batch", 32, "native").config
     large, deep = Point("image size", 224, "torch"), Point("depth", 16, "torch")
     assert isinstance(deep.config.model, Sequencer2DConfig)
     assert {point.config.machine.threads for point in POINTS} == {WORKERS} == {1}
@@ -162,7 +162,7 @@ def test_cost_in_proportion_to_the_work_keeps_every_promise() -> None:
 
 def test_an_operation_that_costs_more_where_there_are_more_is_told() -> None:
     one = results()
-    slow, within = Point("image size", 128, "torch"), Point("depth", 8, "function")
+    slow, within = Point("image size", 128, "torch"), Point("depth", 8, "native")
     one["points"][slow.key] = measured(slow, 1.5)
     one["points"][within.key] = measured(within, 1 + 0.9 * MOST_EXCESS)
     assert broken_promises(one) == ["image size 128 torch: 1.50 ps an operation, and 1.00 at less work"]
@@ -174,14 +174,14 @@ def test_an_operation_that_costs_more_where_there_are_more_is_told() -> None:
 def test_an_operation_that_costs_more_where_there_are_few_is_none_of_it() -> None:
     one = results()
     for value in (1, 2, 4):
-        point = Point("micro-batch", value, "function")
+        point = Point("micro-batch", value, "native")
         one["points"][point.key] = measured(point, 8 / value)
     assert broken_promises(one) == []
 
 
 def test_a_point_that_did_not_fit_is_left_out() -> None:
     one = results()
-    for path in LSTM_PATHS:
+    for path in PATHS:
         one["points"][f"depth 16 {path}"] = [None, None, None]
     one["points"]["depth 8 torch"] = [None, None, None]
     assert broken_promises(one) == []
@@ -234,13 +234,13 @@ def test_a_run_s_figures_leave_its_first_steps_out(tmp_path: Path) -> None:
 
 def test_rounds_take_turns_over_all_that_is_missing() -> None:
     one = results()
-    for key in ("depth 1 torch", "micro-batch 1 function"):
+    for key in ("depth 1 torch", "micro-batch 1 native"):
         one["points"][key] = one["points"][key][:1]
     del one["datasets"][DATASETS[0].key]
     wanted = [(part, key) for part, key, _ in missing(one, 2, ["points", "datasets"])]
     first, second = wanted.index(("datasets", "2,000")), wanted.index(("points", "depth 1 torch"))
-    assert first < wanted.index(("points", "micro-batch 1 function")) < second
-    assert [key for part, key in wanted if part == "points"] == ["micro-batch 1 function", "depth 1 torch"]
+    assert first < wanted.index(("points", "micro-batch 1 native")) < second
+    assert [key for part, key in wanted if part == "points"] == ["micro-batch 1 native", "depth 1 torch"]
     assert [key for _, key, _ in missing(one, 2, ["datasets"])] == ["2,000", *(one.key for one in DATASETS)]
 
 
@@ -253,8 +253,8 @@ def test_the_picture_has_a_panel_for_all_that_grows_and_what_the_work_lets_expec
         "training pictures, with peak memory",
     ]
     at_once, sizes, depths, datasets = ([line.name for line in panel.lines] for panel in drawn)
-    assert (at_once, datasets) == (list(LSTM_PATHS), ["function"])
-    assert sizes == depths == [*LSTM_PATHS, EXPECTED]
+    assert (at_once, datasets) == (list(PATHS), ["native"])
+    assert sizes == depths == [*PATHS, EXPECTED]
     for panel in drawn[1:3]:  # on this machine all is as the work lets expect
         assert list(panel.lines[-1].rates) == pytest.approx(list(panel.lines[0].rates))
     assert drawn[3].ticks == [2_000, 20_000, 200_000, 2_000_000]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_seq.memory.footprint import Facts
-from lowmem_seq.memory.plan import LSTM_PATHS, Means, Measurement, Setting, threads_each
+from lowmem_seq.memory.plan import Means, Measurement, Setting, threads_each
 from lowmem_seq.memory.remembered import Knowledge, Look, Unfit
 from lowmem_seq.memory.search import fitting, next_look
 from lowmem_seq.memory.seen import COMFORTABLE, SHARE_OF_BUDGET, allowed_bytes, measures_on
@@ -17,6 +17,7 @@ from lowmem_seq.memory.space import Space, candidate_sizes, even_sizes, worker_c
 
 MB = 10**6
 BATCH = 128
+PATHS = ("function", "torch")
 SMALL = Facts("cpu", "bf16", 7, 240 * MB, 30 * MB, 0, 32, 7200, 800, 2000)
 LARGE = Facts("cpu", "bf16", 36, 240 * MB, 216 * MB, 0, 224, 7200, 800, 2000)
 
@@ -158,16 +159,15 @@ def test_recomputation_that_is_faster_is_taken_even_where_memory_is_plenty() -> 
 @pytest.mark.parametrize("budget", [600, 700, 800, 1000, 2000])
 @pytest.mark.parametrize("function", [0.9, 1.1])
 def test_one_disturbed_look_decides_nothing(budget: int, function: float) -> None:
-    lstm_paths = ("function", "torch")
     calm = replace(small_one(), function=function)
-    calm.search(budget * MB, calm.space(lstm_paths=lstm_paths))
+    calm.search(budget * MB, calm.space(lstm_paths=PATHS))
     found = []
     for number in range(1, len(calm.looks) + 1):
         machine = replace(calm, known=Knowledge(facts=calm.known.facts), processes=[], looks=[], disturbed=number)
-        choice = machine.search(budget * MB, machine.space(lstm_paths=lstm_paths))
+        choice = machine.search(budget * MB, machine.space(lstm_paths=PATHS))
         assert choice is not None
         found.append(machine.speed(choice.setting, *astuple(choice.means)))
-    assert min(found) >= 0.95 * calm.best(budget * MB, calm.space(lstm_paths=lstm_paths)), found
+    assert min(found) >= 0.95 * calm.best(budget * MB, calm.space(lstm_paths=PATHS)), found
 
 
 @pytest.mark.parametrize("budget", [560, 600, 650, 700, 800, 1000, 2000, 6000])
@@ -218,7 +218,7 @@ def test_of_two_ways_to_compute_lstms_the_faster_one_under_the_cap_is_taken(
     machine: Machine, budget: int, share: float, function: float
 ) -> None:
     machine = replace(machine, function=function, known=Knowledge(), processes=[], looks=[])
-    space = machine.space(lstm_paths=LSTM_PATHS)
+    space = machine.space(lstm_paths=PATHS)
     choice = machine.search(budget * MB, space)
     assert choice is not None
     assert choice.images_per_second >= share * machine.best(budget * MB, space)
@@ -228,7 +228,7 @@ def test_of_two_ways_to_compute_lstms_the_faster_one_under_the_cap_is_taken(
 
 def test_nn_lstm_is_taken_at_a_smaller_size_where_it_doesn_t_fit_at_the_best() -> None:
     machine = replace(large_one(), function=0.8)
-    choice = machine.search(3900 * MB, machine.space(lstm_paths=LSTM_PATHS))
+    choice = machine.search(3900 * MB, machine.space(lstm_paths=PATHS))
     assert choice is not None
     ours = [point for point in machine.known.points() if point.lstm_path == "function"]
     best = max(ours, key=lambda point: point.images_per_second)
@@ -241,7 +241,7 @@ def test_nn_lstm_is_taken_at_a_smaller_size_where_it_doesn_t_fit_at_the_best() -
 def test_a_lucky_look_at_recomputed_layers_does_not_decide_for_small_images() -> None:
     machine = replace(small_one(), recomputing=1.03, function=0.8)
     machine.known.facts = SMALL
-    choice = machine.search(6000 * MB, machine.space(lstm_paths=LSTM_PATHS))
+    choice = machine.search(6000 * MB, machine.space(lstm_paths=PATHS))
     assert choice is not None
     assert (choice.setting, choice.lstm_path) == (Setting(64, 2, 0), "torch")
 

@@ -28,8 +28,9 @@ CALM_COMES_SOON = f"import lowmem_seq.memory.governor as governor; governor.CALM
 TRAIN = (
     *("train", "small", "--data", "shapes", "--max-ram", CAP, "--effective-batch", "128", "--epochs", "1000"),
     *("--micro-batch", "128", "--set", "recipe.evaluate_every_epochs=1000", "--run-dir", "run"),
+    *("--set", "machine.lstm_path=torch"),
 )
-"""One micro-batch a step holds some 700 MB, of which most can be given back."""
+"""One micro-batch a step holds some 700 MB by nn.LSTM, of which most can be given back."""
 TAKES_MEMORY = """
 import sys
 held = bytearray(b"x") * int(sys.stdin.readline())

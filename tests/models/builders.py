@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowmem_seq.compiled import library
 from lowmem_seq.models import ImageClassifier, Noise, Sequencer2D, VanillaBiLSTM
+from lowmem_seq.models.bilstm2d import LstmPath
 from lowmem_seq.models.sequencer2d import Sequencer2DLayer, Stage
 
 TINY: dict[str, Any] = {"layers": (1, 2), "widths": (8, 12), "lstm_widths": (2, 3), "patch_sizes": (4, 2)}
@@ -29,17 +31,19 @@ def tiny_vanilla(**changes: Any) -> VanillaBiLSTM:
     return VanillaBiLSTM(CLASSES, **{**sizes, **changes})
 
 
-def tiny_sequencer_by_function() -> Sequencer2D:
+def tiny_sequencer_by(path: LstmPath) -> Sequencer2D:
     model = tiny_sequencer(embed_norm=True, final_pointwise=True, drop_path=0.2, dropout=0.3)
-    model.lstm_path = "function"
+    model.lstm_path = path
     return model
 
 
 CLASSIFIERS: dict[str, Callable[[], ImageClassifier]] = {
     "sequencer2d": lambda: tiny_sequencer(embed_norm=True, final_pointwise=True, drop_path=0.2, dropout=0.3),
-    "sequencer2d by function": tiny_sequencer_by_function,
+    "sequencer2d by function": lambda: tiny_sequencer_by("function"),
     "vanilla": lambda: tiny_vanilla(dropout=0.3),
 }
+if library() is not None:
+    CLASSIFIERS["sequencer2d natively"] = lambda: tiny_sequencer_by("native")
 
 
 def stages_of(model: Sequencer2D) -> list[Stage]:

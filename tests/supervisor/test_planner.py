@@ -447,6 +447,20 @@ def test_a_plan_of_another_machine_is_not_taken_up(
     assert plan.micro_batch == (stored if is_kept else new).micro_batch
 
 
+@pytest.mark.parametrize(
+    ("path", "there", "is_kept"), [("native", True, True), ("native", False, False), ("function", False, True)]
+)
+def test_a_plan_that_needs_compiled_code_is_not_taken_up_without_it(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, path: str, there: bool, is_kept: bool
+) -> None:
+    stored, new = replace(tiny_plan(), lstm_path=path), tiny_plan(4)
+    write_json(run.plan_file, stored.to_json())
+    monkeypatch.setattr(session, "library", lambda: "one" if there else None)
+    monkeypatch.setattr(session, "make_plan", lambda *_: SimpleNamespace(plan=new))
+    plan = session.read_or_make_plan(run, run.config, Screen(), StopSignals(), anew=False)
+    assert plan.micro_batch == (stored if is_kept else new).micro_batch
+
+
 def test_a_cap_is_not_refused_because_time_was_short(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "SECONDS_FOR_SMALL_IMAGES", 0.0)
     bench.world.ends_with, bench.world.measures_the_least = DOES_NOT_FIT, True

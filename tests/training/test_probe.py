@@ -16,6 +16,7 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.memory.plan import Means, Setting
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, Knowledge, Request, knowledge_from_json
 from lowmem_seq.memory.seen import SHARE_OF_BUDGET
+from lowmem_seq.models import Sequencer2D
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training import measuring
 from lowmem_seq.training.measuring import PeakSampler, Probe, cut
@@ -168,7 +169,7 @@ def test_large_images_get_room_for_what_their_next_steps_add(
         assert large.data_bytes - small.data_bytes == pytest.approx(30 * MB, abs=MB)
 
 
-@pytest.mark.parametrize("path", ["function", "torch"])
+@pytest.mark.parametrize("path", Sequencer2D.lstm_paths)
 def test_what_is_measured_computes_lstms_as_it_says(run: RunFolder, path: str) -> None:
     training = open_training(run, read_plan(run), Channel(listen=False))
     measured = Probe(training, 2, math.inf, "default", save_bytes=0).measure(Setting(4, 2), path)

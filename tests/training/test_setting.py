@@ -15,6 +15,7 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.governor import Advice, Governor
 from lowmem_seq.memory.plan import Measurement, Setting, plan_from_json
+from lowmem_seq.models import Sequencer2D
 from lowmem_seq.runs.events import Event as Recorded
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.loop import Training
@@ -142,7 +143,7 @@ def test_a_run_that_goes_on_small_knows_what_was_foretold(run: RunFolder) -> Non
     assert set(governor.offers) == {400 * 10**6}
 
 
-@pytest.mark.parametrize("path", ["function", "torch"])
+@pytest.mark.parametrize("path", Sequencer2D.lstm_paths)
 def test_every_worker_computes_lstms_as_the_plan_says(run: RunFolder, path: str) -> None:
     write_json(run.plan_file, replace(tiny_plan(2), workers=2, lstm_path=path).to_json())
     training = opened(run, {})
