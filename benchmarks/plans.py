@@ -38,7 +38,7 @@ from benchmarks.predictions import (
 from benchmarks.probing import make_config
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.environment import usable_allocators
-from lowmem_seq.memory.plan import Means, Setting
+from lowmem_seq.memory.plan import Means, Setting, threads_each
 from lowmem_seq.memory.seen import SHARE_OF_BUDGET
 from lowmem_seq.memory.space import even_sizes, make_space
 
@@ -71,9 +71,11 @@ def use_cases(preset: str) -> Iterator[Case]:
     space = make_space(config, facts, usable_allocators())
     quarter = {layers // 4} if space.is_small else set()
     fast, *others = space.allocators
-    all_means = [Means(fast, path) for path in space.lstm_paths]
-    all_means += [Means(allocator, space.lstm_paths[0]) for allocator in others]
     for workers in space.workers:
+        paths = (space.lstm_paths[0], space.lstm_paths[-1])  # a way of our own between them needs several threads
+        paths = space.lstm_paths if threads_each(workers, space.cores) > 1 else tuple(dict.fromkeys(paths))
+        all_means = [Means(fast, path) for path in paths]
+        all_means += [Means(allocator, paths[0]) for allocator in others]
         batch = config.recipe.effective_batch
         for size in thinned(even_sizes(batch, workers), batch / workers):
             if size < min(SIZES[preset]) or size > 2 * max(SIZES[preset]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -64,23 +65,33 @@ def test_without_a_compiler_that_works_the_package_is_built_all_the_same(
     assert build(tmp_path, CC=compiler, LOWMEM_SEQ_COMPILE="1").returncode != 0
 
 
-def test_on_windows_the_compiler_is_microsofts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
+class Msvc:
+    """What setuptools gives on Windows."""
 
-    class Compiler:
-        def compile(self, sources: list[str], **options: Any) -> list[str]:
-            asked.append((Path(sources[0]).name, options["macros"], options["extra_postargs"]))
-            return [f"{options['output_dir']}/cells.obj"]
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
 
-        def link_shared_object(self, objects: list[str], made: str) -> None:
-            asked.append(("link", len(objects), Path(made).name))
-            Path(made).write_bytes(b"a library")
+    def compile(self, sources: list[str], **options: Any) -> list[str]:
+        if self.error is not None:
+            raise self.error
+        self.asked.append((Path(sources[0]).name, dict(options["macros"]), options["extra_postargs"]))
+        return [f"{options['output_dir']}/cells.obj"]
 
+    def link_shared_object(self, objects: list[str], made: str) -> None:
+        self.asked.append(("link", len(objects), Path(made).name))
+        Path(made).write_bytes(b"a library")
+
+
+@pytest.fixture(name="msvc")
+def _msvc(monkeypatch: pytest.MonkeyPatch) -> Msvc:
+    """This machine as a Windows machine."""
+    made = Msvc()
     modules = {
         "setuptools": SimpleNamespace(),
         "distutils": SimpleNamespace(),
-        "distutils.ccompiler": SimpleNamespace(new_compiler=Compiler),
-        "distutils.errors": SimpleNamespace(CCompilerError=OSError, DistutilsError=ValueError),
+        "distutils.ccompiler": SimpleNamespace(new_compiler=lambda: made),
+        "distutils.errors": SimpleNamespace(CCompilerError=KeyError, DistutilsError=ValueError),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -88,13 +99,63 @@ def test_on_windows_the_compiler_is_microsofts(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr("platform.machine", lambda: "AMD64")
     monkeypatch.setattr("sysconfig.get_platform", lambda: "win-amd64")
+    return made
+
+
+def test_on_windows_the_compiler_is_microsofts(tmp_path: Path, msvc: Msvc) -> None:
     found = hook(["compile_cells", "platform_tag"])
     found["compile_cells"](tmp_path / "cells.dll")
     assert (tmp_path / "cells.dll").read_bytes() == b"a library"
     assert found["platform_tag"]() == "win_amd64"
     options = {"baseline": [], "avx2": ["/arch:AVX2"], "avx512": ["/arch:AVX512"]}
-    expected = [("cells.c", [("SET", name)], ["/std:c11", "/O2", *more]) for name, more in options.items()]
-    assert asked == [*expected, ("link", 3, "cells.dll")]
+    fingerprint = f"0x{compiled.fingerprint():016x}ULL"
+    expected = [
+        ("cells.c", {"SET": name, "FINGERPRINT": fingerprint}, ["/std:c11", "/O2", *more])
+        for name, more in options.items()
+    ]
+    assert msvc.asked == [*expected, ("link", 3, "cells.dll")]
+
+
+@pytest.mark.parametrize("error", [ValueError("Visual C++ 14.0 or greater is required"), KeyError("C2143")])
+def test_on_windows_a_compiler_that_is_missing_or_fails_is_told(
+    tmp_path: Path, msvc: Msvc, error: Exception
+) -> None:
+    msvc.error = error
+    found = hook(["compile_cells", "CompilerError"])
+    with pytest.raises(found["CompilerError"], match=re.escape(str(error))):
+        found["compile_cells"](tmp_path / "cells.dll")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("msvc")
+def test_on_windows_without_setuptools_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "setuptools", None)
+    found = hook(["compile_cells", "CompilerError"])
+    with pytest.raises(found["CompilerError"], match="setuptools"):
+        found["compile_cells"](tmp_path / "cells.dll")
+
+
+@pytest.mark.usefixtures("msvc")
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("", None),
+        ("cl", None),
+        (r"C:\Program Files\LLVM\bin\clang-cl.exe", None),
+        (r"C:\gcc 12\gcc.exe", [r"C:\gcc 12\gcc.exe"]),
+    ],
+)
+def test_on_windows_another_compiler_can_be_named(
+    monkeypatch: pytest.MonkeyPatch, given: str, taken: list[str] | None
+) -> None:
+    monkeypatch.setenv("CC", given.replace("\\", "/") if taken is None else given)
+    assert hook(["compiler"])["compiler"]() == taken
+
+
+def test_a_folder_that_may_not_be_written_to_is_told(tmp_path: Path) -> None:
+    found = hook(["compile_cells", "CompilerError"])
+    with pytest.raises(found["CompilerError"], match="No such file or directory"):
+        found["compile_cells"](tmp_path / "missing" / "cells.so")
 
 
 def test_on_a_mac_it_is_compiled_for_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from lowmem_seq.memory.plan import Means, Measurement, Setting
+from lowmem_seq.memory.plan import TORCH_LSTM, Means, Measurement, Setting, threads_each
 from lowmem_seq.memory.remembered import Knowledge, Look
 from lowmem_seq.memory.seen import COMFORTABLE, SLOWER, Seen, allowed_bytes, without_needless
 from lowmem_seq.memory.space import SMALL_IMAGE, SMALLEST_OF_SMALL, Space, candidate_sizes, even_sizes
@@ -204,11 +204,16 @@ class _Recipe:
         yield from self._sweep(settings, means)
 
     def _take_other_path(self, means: Means) -> Looks:
-        """See whether LSTMs are faster with nn.LSTM: at the best size or the largest below that fits, and above."""
+        """See whether LSTMs are faster otherwise: at the best size or the largest below that fits, and above.
+
+        Compiled cells are computed by one thread: only where a worker has several may torch's be faster.
+        """
         for path in self._space.lstm_paths[1:]:
             best, other, point = self._seen.best(), replace(means, lstm_path=path), None
             if best is None:
                 return
+            if path != TORCH_LSTM and threads_each(best.workers, self._space.cores) == 1:
+                continue
             rates = {one.micro_batch: one.images_per_second for one in self._seen.way(best.setting, means)}
             for size in self._seen.sizes_down_from(best):
                 setting = replace(best.setting, micro_batch=size)

@@ -93,7 +93,7 @@ class _ReadGrid(torch.autograd.Function):
             )
             return (dx, None, None, *zeros)
         found: list[Tensor | None] = []
-        cells, products = _cells_for(ctx.dtype, x.device, ctx.native), products_for(ctx.dtype, x.device)
+        cells, products = _cells_for(x, ctx.dtype, ctx.native), products_for(ctx.dtype, x.device)
         for part in _Part.of(x, weights):
             packed = cells.pack_for_backward(part.directions, ctx.dtype, x_needs)
             sums, reader = cells.gradients(), None
@@ -162,8 +162,8 @@ _ATEN = _Cells(side_by_side, Forward, (GATES, 1), BackwardWeights.of, Backward, 
 _NATIVE = _Cells(pack_for_forward, NativeForward, (GATES,), pack_for_backward, NativeBackward, NativeGradients)
 
 
-def _cells_for(dtype: torch.dtype, device: torch.device, native: bool) -> _Cells:
-    return _NATIVE if native and has_cells(dtype, device) else _ATEN
+def _cells_for(x: Tensor, dtype: torch.dtype, native: bool) -> _Cells:
+    return _NATIVE if native and has_cells(x, dtype) else _ATEN
 
 
 def _forward(
@@ -173,7 +173,7 @@ def _forward(
     batch, height, width, _ = x.shape
     out = x.new_empty((batch, height, width, len(weights[0])), dtype=dtype)
     wide = wide_dtype(dtype)
-    cells, products = _cells_for(dtype, x.device, native), products_for(dtype, x.device)
+    cells, products = _cells_for(x, dtype, native), products_for(dtype, x.device)
     for part in _Part.of(x, weights):
         packed = cells.pack_for_forward(part.directions, dtype)
         into: list[tuple[Tensor, ...] | None] = [None] * len(part.pieces)

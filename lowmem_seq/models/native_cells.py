@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from lowmem_seq.compiled import library
 
@@ -84,9 +85,9 @@ class Cells(NamedTuple):
     backward: Callable[..., None]
 
 
-def has_cells(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether they are there, and made for such products."""
-    return device.type == "cpu" and dtype in KINDS and library() is not None
+def has_cells(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they are there, made for such products, and x is a tensor whose numbers lie in this memory."""
+    return x.device.type == "cpu" and dtype in KINDS and type(x) in (Tensor, Parameter) and library() is not None
 
 
 @cache

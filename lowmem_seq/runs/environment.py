@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from lowmem_seq.compiled import VERSION, library
+from lowmem_seq.compiled import description
 
 PACKAGES = ("lowmem-seq", "torch", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
@@ -74,7 +74,7 @@ def describe_environment() -> dict[str, Any]:
         "format_version": 1,
         "python": platform.python_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "compiled": None if library() is None else VERSION,
+        "compiled": description(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "system": platform.system(),
         "release": platform.release(),

@@ -226,6 +226,18 @@ def test_of_two_ways_to_compute_lstms_the_faster_one_under_the_cap_is_taken(
         assert choice.lstm_path == ("function" if function >= 1 else "torch")
 
 
+@pytest.mark.parametrize(("one_worker", "wanted"), [(0.8, (64, 2, "native")), (1.2, (128, 1, "function"))])
+def test_without_compiled_cells_lstms_are_looked_at_only_where_a_worker_has_several_threads(
+    one_worker: float, wanted: tuple[int, int, str]
+) -> None:
+    machine = replace(small_one(), one_worker=one_worker, function=1.1)
+    choice = machine.search(20_000 * MB, machine.space(lstm_paths=("native", "function", "torch")))
+    assert choice is not None
+    assert (choice.micro_batch, choice.workers, choice.lstm_path) == wanted
+    seen = {look.means.lstm_path for look in machine.looks}
+    assert seen == {"native", "torch", wanted[2]}
+
+
 def test_nn_lstm_is_taken_at_a_smaller_size_where_it_doesn_t_fit_at_the_best() -> None:
     machine = replace(large_one(), function=0.8)
     choice = machine.search(3900 * MB, machine.space(lstm_paths=PATHS))

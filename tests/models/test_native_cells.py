@@ -3,12 +3,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowmem_seq import compiled
 from lowmem_seq.models import BiLSTM2D, native_cells
@@ -109,17 +111,13 @@ def test_what_is_no_number_is_handed_on(precision: str) -> None:
 
 def test_dtypes_and_devices_that_cells_are_not_compiled_for_are_left_to_others(library: ctypes.CDLL) -> None:
     assert library is not None
-    cpu = torch.device("cpu")
-    served = [
-        dtype
-        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-        if native_cells.has_cells(dtype, cpu)
-    ]
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    served = [dtype for dtype in dtypes if native_cells.has_cells(torch.empty(1), dtype)]
     assert served == [torch.float32, torch.bfloat16]
-    assert not native_cells.has_cells(torch.float32, torch.device("meta"))
+    assert not native_cells.has_cells(torch.empty(1, device="meta"), torch.float32)
 
 
-@pytest.mark.parametrize("damage", ["missing", "no library", "another version"])
+@pytest.mark.parametrize("damage", ["missing", "no library", "other sources"])
 def test_without_a_library_that_fits_all_is_computed_otherwise(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,18 +126,58 @@ def test_without_a_library_that_fits_all_is_computed_otherwise(
     file = tmp_path / "cells.so"
     if damage == "no library":
         file.write_bytes(b"\x7fELF and nothing else")
-    elif damage == "another version":
-        monkeypatch.setattr(compiled, "VERSION", compiled.VERSION + 1)
+    elif damage == "other sources":
         file = compiled.LIBRARY
+        monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+        for name in compiled.SOURCES:
+            (tmp_path / name).write_bytes(b"// newer\n")
     monkeypatch.setattr(compiled, "LIBRARY", file)
     compiled.library.cache_clear()
     try:
         assert compiled.library() is None
-        assert not native_cells.has_cells(torch.float32, torch.device("cpu"))
+        assert compiled.description() is None
+        assert not native_cells.has_cells(x, torch.float32)
         found = step(layer(), x, "native")
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     finally:
         compiled.library.cache_clear()
+
+
+def test_the_library_says_what_it_was_made_from_and_with(
+    library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert library is not None
+    told = compiled.description()
+    assert told is not None
+    sources, _, compiler = told.partition(", ")
+    assert int(sources, 16) == compiled.fingerprint()
+    assert re.match(r"(GCC|MSVC|.*[Cc]lang) ?.*\d", compiler)
+    for name in compiled.SOURCES:
+        text = (compiled.FOLDER / name).read_bytes()
+        (tmp_path / name).write_bytes(text.replace(b"\n", b"\r\n"))
+    expected = compiled.fingerprint()
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    assert compiled.fingerprint() == expected
+
+
+def test_tensors_that_hold_no_numbers_are_left_alone(library: ctypes.CDLL) -> None:
+    assert library is not None
+    with FakeTensorMode():
+        module, x = BiLSTM2D(5, 3), torch.empty(2, 3, 4, 5)
+        module.lstm_path = "native"
+        assert module(x).shape == x.shape
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_infinite_bias_shuts_or_opens_a_gate(precision: str) -> None:
+    module, x = layer(), tokens(2, 3, 3, 5)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "bias" in name:
+                weight[:3] = -torch.inf if "ih" in name else 0  # the input gates'
+    found, expected = (step(module, x, path, precision)[0] for path in ("native", "torch"))
+    torch.testing.assert_close(found, expected, rtol=1e-6 if precision == "fp32" else 0.02, atol=1e-30)
 
 
 def test_a_layer_reads_natively_only_when_told(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from lowmem_seq import __version__
-from lowmem_seq.compiled import VERSION
 from lowmem_seq.runs.environment import (
     PACKAGES,
     VARIABLES,
@@ -45,11 +44,11 @@ def test_only_what_may_change_the_last_bits_counts_as_a_change() -> None:
 
 
 def test_the_compiled_part_of_the_package_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowmem_seq.runs.environment.library", lambda: "one")
+    monkeypatch.setattr("lowmem_seq.runs.environment.description", lambda: "0123, GCC 12")
     with_it = describe_environment()
-    monkeypatch.setattr("lowmem_seq.runs.environment.library", lambda: None)
+    monkeypatch.setattr("lowmem_seq.runs.environment.description", lambda: None)
     without = describe_environment()
-    assert environment_changes(with_it, without) == {"compiled": [VERSION, None]}
+    assert environment_changes(with_it, without) == {"compiled": ["0123, GCC 12", None]}
 
 
 def test_variables_that_choose_instructions_count_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

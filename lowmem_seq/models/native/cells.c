@@ -29,7 +29,6 @@
 #define MOST_DIRECTIONS 4
 #define GATES 4
 #define BIAS_COLUMNS 8
-#define VERSION 1 /* of what is exported; compiled.py says the same */
 
 /* Where a direction finds its tokens, in bytes: at its step t that of (image, sequence) lies at
  * first + t step + image image + sequence sequence. Backward directions start at their last token. */
@@ -190,6 +189,8 @@ static inline char *token(const Place *place, int64_t step, int64_t image, int64
     return place->first + step * place->step + image * place->image + sequence * place->sequence;
 }
 
+#define TEXT(value) #value
+#define TEXT_OF(value) TEXT(value)
 #define JOINED(name, kind, set) name##_##kind##_##set
 #define EXPANDED(name, kind, set) JOINED(name, kind, set)
 #define NAMED(name) EXPANDED(name, KIND, SET)
@@ -218,4 +219,15 @@ EXPORTED void EXPANDED(recall, float16, SET)(int64_t count, const uint16_t *kept
     recall_float16(count, kept, x);
 }
 
-EXPORTED int EXPANDED(version, of, SET)(void) { return VERSION; }
+/* Of these sources (compiled.py), and what compiled them. */
+EXPORTED uint64_t EXPANDED(fingerprint, of, SET)(void) { return FINGERPRINT; }
+
+EXPORTED const char *EXPANDED(compiler, of, SET)(void) {
+#if defined(_MSC_VER)
+    return "MSVC " TEXT_OF(_MSC_FULL_VER);
+#elif defined(__clang__)
+    return __VERSION__;
+#else
+    return "GCC " __VERSION__;
+#endif
+}

@@ -20,7 +20,8 @@ EXPORTED void NAMED(pack_for_forward)(const Weights *weights, void *packed) {
             float bias = factor * (weights->b[p][row] + weights->b_too[p][row]);
             memset(to, 0, sizeof(PRODUCT) * BIAS_COLUMNS);
             to[0] = STORE(bias);
-            to[1] = STORE(bias - LOAD(to[0]));
+            float lost = bias - LOAD(to[0]);
+            to[1] = STORE(lost == lost ? lost : 0.f); /* of what is infinite nothing is lost */
             to += BIAS_COLUMNS;
             NAMED(rounded)(width, factor, weights->u[p] + row * width, to);
         }
@@ -38,24 +39,25 @@ EXPORTED void NAMED(pack_for_backward)(const Weights *weights, void *u, void *w)
         }
 }
 
-static inline void NAMED(added)(int64_t count, float factor, float before, const PRODUCT *restrict from,
+static inline void NAMED(added)(int64_t count, int64_t is_first, float factor, const PRODUCT *restrict from,
                                 float *restrict to) {
+    if (is_first) memset(to, 0, sizeof(float) * (size_t)count);
     INDEPENDENT
-    for (int64_t j = 0; j < count; j++) to[j] = (before == 0.f ? 0.f : to[j]) + factor * LOAD(from[j]);
+    for (int64_t j = 0; j < count; j++) to[j] += factor * LOAD(from[j]);
 }
 
 /* To the gradients, or in place of them: dw (P, 4D, C), du (P, 4D, D) or null, db (P, 4D). */
 EXPORTED void NAMED(add_gradients)(const Weights *gradients, int64_t is_first, const void *dw, const void *du,
                                    const float *db) {
     int64_t width = gradients->width, channels = gradients->channels;
-    float before = is_first ? 0.f : 1.f;
     for (int64_t p = 0; p < gradients->directions; p++)
         for (int64_t row = 0; row < GATES * width; row++) {
             float factor = NAMED(factor)(row, width);
             int64_t at = p * GATES * width + row;
-            NAMED(added)(channels, factor, before, (const PRODUCT *)dw + at * channels, gradients->w[p] + row * channels);
+            NAMED(added)(channels, is_first, factor, (const PRODUCT *)dw + at * channels,
+                         gradients->w[p] + row * channels);
             if (du)
-                NAMED(added)(width, factor, before, (const PRODUCT *)du + at * width, gradients->u[p] + row * width);
+                NAMED(added)(width, is_first, factor, (const PRODUCT *)du + at * width, gradients->u[p] + row * width);
             else if (is_first)
                 memset(gradients->u[p] + row * width, 0, sizeof(float) * (size_t)width);
             float bias = (is_first ? 0.f : gradients->b[p][row]) + factor * db[at];
@@ -166,10 +168,9 @@ static inline void NAMED(cells_backward)(int64_t width, const float *restrict ga
 /* The gradients in the preactivations of step t, and in the state before it. */
 EXPORTED void NAMED(backward)(const Backward *b, int64_t t) {
     int64_t width = b->width, n = b->images * b->sequences, k = 0;
-    for (int64_t p = 0; p < b->directions; p++) {
-        PRODUCT *later = (PRODUCT *)b->da + (p * (b->steps - 1) + t - 1) * n * GATES * width;
+    for (int64_t p = 0; p < b->directions; p++)
         for (int64_t image = 0; image < b->images; image++)
-            for (int64_t sequence = 0; sequence < b->sequences; sequence++, k++, later += GATES * width) {
+            for (int64_t sequence = 0; sequence < b->sequences; sequence++, k++) {
                 int64_t cell = t * b->directions * n + k;
                 const float *state = b->states + cell * width;
                 const float *earlier = t ? state - b->directions * n * width : b->no_state;
@@ -180,9 +181,10 @@ EXPORTED void NAMED(backward)(const Backward *b, int64_t t) {
                                       (const PRODUCT *)b->dh + k * width, b->dstate + k * width, da,
                                       b->db + p * GATES * width);
                 memcpy(token(&b->da_by_token[p], t, image, sequence), da, sizeof(PRODUCT) * GATES * (size_t)width);
-                if (t) memcpy(later, da, sizeof(PRODUCT) * GATES * (size_t)width);
+                if (t)
+                    memcpy((PRODUCT *)b->da + ((p * (b->steps - 1) + t - 1) * n + k % n) * GATES * width, da,
+                           sizeof(PRODUCT) * GATES * (size_t)width);
             }
-    }
 }
 
 #undef KIND
