@@ -72,8 +72,10 @@ def use_cases(preset: str) -> Iterator[Case]:
     quarter = {layers // 4} if space.is_small else set()
     fast, *others = space.allocators
     for workers in space.workers:
-        paths = (space.lstm_paths[0], space.lstm_paths[-1])  # a way of our own between them needs several threads
-        paths = space.lstm_paths if threads_each(workers, space.cores) > 1 else tuple(dict.fromkeys(paths))
+        own, *between_and_last = space.lstm_paths
+        if threads_each(workers, space.cores) == 1:  # then compiled cells are the best of ours
+            between_and_last = between_and_last[-1:]
+        paths = [own, *between_and_last]
         all_means = [Means(fast, path) for path in paths]
         all_means += [Means(allocator, paths[0]) for allocator in others]
         batch = config.recipe.effective_batch
