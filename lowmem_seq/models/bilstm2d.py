@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lowmem_seq.models.linear import Linear
 from lowmem_seq.models.lstm_function import read_grid
 
 LstmPath: TypeAlias = Literal["torch", "function", "native"]
@@ -34,7 +35,7 @@ class BiLSTM2D(nn.Module):
         super().__init__()
         self.vertical = nn.LSTM(width, lstm_width, batch_first=True, bidirectional=True)
         self.horizontal = nn.LSTM(width, lstm_width, batch_first=True, bidirectional=True)
-        self.fc = nn.Linear(4 * lstm_width, width)
+        self.fc = Linear(4 * lstm_width, width)
         self.lstm_path: LstmPath = "torch"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lowmem_seq.errors import UsageError
+from lowmem_seq.models.linear import Linear
 
 IMAGE_CHANNELS = 3
 
@@ -40,7 +41,7 @@ class PatchLinear(nn.Module):
     def __init__(self, channels: int, width: int, patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.linear = nn.Linear(patch_size * patch_size * channels, width)
+        self.linear = Linear(patch_size * patch_size * channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x: (B, H, W, C) -> (B, H/p, W/p, width)."""

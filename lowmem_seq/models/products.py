@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_FEWEST_ROWS = 128
+FEWEST_ROWS = 128
 """With fewer rows a call for each product costs more than the faster library saves."""
 _AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 """Without it, oneDNN's a^T x is no faster than ATen's, and copies both."""
@@ -50,10 +50,9 @@ class _OneDNN(_Aten):
 
     def __init__(self, linear: Callable[..., Tensor]) -> None:
         self._linear = linear
-        self._linear_backward = torch.ops.aten.mkldnn_linear_backward_weights
 
     def rows(self, a: Tensor, weights: Tensor, out: Tensor) -> None:
-        if a.shape[1] < _FEWEST_ROWS:
+        if a.shape[1] < FEWEST_ROWS:
             super().rows(a, weights, out)
             return
         for one, weight, result in zip(a, weights, out, strict=True):
@@ -65,11 +64,7 @@ class _OneDNN(_Aten):
     def weights(self, a: Tensor, x: Tensor) -> Tensor:
         if not _AVX512:
             return super().weights(a, x)
-        # _linear_pointwise would transpose both first: half of the time again for 4,096 rows
-        found = a.new_empty((len(a), a.shape[2], x.shape[2]))
-        for one, y, result in zip(a, x, found, strict=True):
-            result.copy_(self._linear_backward(one.to_mkldnn(), y.to_mkldnn(), result, False)[0])
-        return found
+        return torch.stack([linear_weights_gradient(one, y) for one, y in zip(a, x, strict=True)])
 
 
 _ATEN = _Aten()
@@ -77,13 +72,22 @@ _ATEN = _Aten()
 
 def products_for(dtype: torch.dtype, device: torch.device) -> Products:
     """Return the products for this dtype and device, as torch.backends.mkldnn.enabled now says."""
-    fits = dtype == torch.float32 and device.type == "cpu"
-    if fits and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        linear = _linear_pointwise()
-        if linear is not None:
-            return _OneDNN(linear)
-    return _ATEN
+    linear = onednn_linear() if dtype == torch.float32 and device.type == "cpu" else None
+    return _ATEN if linear is None else _OneDNN(linear)
 
 
-def _linear_pointwise() -> Callable[..., Tensor] | None:
+def onednn_linear() -> Callable[..., Tensor] | None:
+    """Return oneDNN's x W^T + b, private to torch; None where there is none, or it is switched off."""
+    if not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def linear_weights_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """Return dy^T x by the faster library. Shapes: dy: (n, M), x: (n, K) -> (M, K)."""
+    if not _AVX512:
+        return dy.t() @ x
+    # _linear_pointwise would transpose both first: half of the time again for 4,096 rows
+    like = dy.new_empty((dy.shape[1], x.shape[1]))
+    found: Tensor = torch.ops.aten.mkldnn_linear_backward_weights(dy.to_mkldnn(), x.to_mkldnn(), like, False)[0]
+    return found

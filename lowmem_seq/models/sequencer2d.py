@@ -16,6 +16,7 @@ from lowmem_seq.compiled import library
 from lowmem_seq.errors import UsageError
 from lowmem_seq.models.bilstm2d import BiLSTM2D, LstmPath
 from lowmem_seq.models.initialisation import NORM_EPS, initialise_he, initialise_paper
+from lowmem_seq.models.linear import Linear
 from lowmem_seq.models.noise import Noise, check_noise, keep_branch, keep_features
 from lowmem_seq.models.patches import IMAGE_CHANNELS, PatchLinear, check_images
 from lowmem_seq.models.recompute import recomputed
@@ -79,9 +80,9 @@ class Sequencer2D(nn.Module):
                 strict=True,
             )
         )
-        self.pointwise = nn.Linear(widths[-1], widths[-1]) if final_pointwise else None
+        self.pointwise = Linear(widths[-1], widths[-1]) if final_pointwise else None
         self.norm = nn.LayerNorm(widths[-1], eps=NORM_EPS)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = Linear(widths[-1], num_classes)
         self.lstm_path = "torch"
         (initialise_paper if initialisation == "paper" else initialise_he)(self)
 
@@ -170,9 +171,9 @@ class ChannelMLP(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, hidden_width)
+        self.expand = Linear(width, hidden_width)
         self.activation = nn.GELU()
-        self.contract = nn.Linear(hidden_width, width)
+        self.contract = Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x: (..., C) -> (..., C)."""

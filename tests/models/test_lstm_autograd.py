@@ -176,7 +176,7 @@ def test_fresh_processes_find_the_same_bits() -> None:
 def _onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", request.param != "without oneDNN")
     if request.param == "without its private name":
-        monkeypatch.setattr(products, "_linear_pointwise", lambda: None)
+        monkeypatch.setattr(products, "onednn_linear", lambda: None)
     found = products.products_for(torch.float32, torch.device("cpu"))
     assert isinstance(found, products._OneDNN) == (request.param == "with oneDNN")
 
