@@ -312,3 +312,13 @@ def test_a_stop_is_heard_while_a_full_disk_is_waited_for(run: RunFolder, full_di
         training.saver.save()
     assert full_disk == [1001.5]
     assert [event["event"] for event in run.events] == ["paused", "paused"]
+
+
+@pytest.mark.parametrize(("small_image", "steps"), [(64, [15]), (8, [2, 4, 6, 8, 10, 12, 14, 15])])
+def test_figures_come_more_often_where_steps_are_long(
+    tmp_path: Path, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch, small_image: int, steps: list[int]
+) -> None:
+    monkeypatch.setattr(loop, "SMALL_IMAGE", small_image)
+    run = make_run(tmp_path / "run", tiny_pack, tiny_config(*SHORT))
+    train_here(run)
+    assert steps_told(run, "train") == steps
