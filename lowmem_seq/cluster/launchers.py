@@ -195,25 +195,25 @@ def asked_by_command(command: Command) -> Asked:
 def _asked_of_torchrun(options: Mapping[str, str]) -> Asked:
     asked: Asked = {}
 
-    def tell(key: Key, value: int | str, name: str) -> None:
+    def note(key: Key, value: int | str, name: str) -> None:
         asked[key] = Told(value, f"--{name} of torchrun")
 
     least, _, most = options.get("nnodes", "").partition(":")
     if least and most in ("", least):  # of 1:3 only the environment knows what came of it
-        tell("machines", int(least), "nnodes")
+        note("machines", int(least), "nnodes")
     if options.get("nproc_per_node", "").isdecimal():  # else a word: gpu, cpu, auto
-        tell("local_processes", int(options["nproc_per_node"]), "nproc_per_node")
+        note("local_processes", int(options["nproc_per_node"]), "nproc_per_node")
     if options.get("rdzv_backend", "static") == "static":
         for name, key in (("node_rank", "machine_rank"), ("master_port", "port")):
             if options.get(name):
-                tell(key, int(options[name]), name)  # type: ignore[arg-type]
+                note(key, int(options[name]), name)  # type: ignore[arg-type]
         if options.get("master_addr"):
-            tell("address", options["master_addr"].strip("[]"), "master_addr")
+            note("address", options["master_addr"].strip("[]"), "master_addr")
     if endpoint := options.get("rdzv_endpoint"):
         address, port = split_endpoint(endpoint)
-        tell("address", address, "rdzv_endpoint")
+        note("address", address, "rdzv_endpoint")
         if port is not None:
-            tell("port", port, "rdzv_endpoint")
+            note("port", port, "rdzv_endpoint")
     return asked
 
 
