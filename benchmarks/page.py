@@ -50,3 +50,17 @@ def describe_machine(one: dict[str, Any]) -> str:
         f"{one['release']}, Python {one['python']}, torch {packages['torch']}, "
         f"safetensors {packages['safetensors']}, accelerate {packages['accelerate']}"
     )
+
+
+def drawing() -> Any:
+    """Return matplotlib's pyplot, set up so that the same figures give the same file.
+
+    Raises:
+        SystemExit: matplotlib is not there.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise SystemExit("the picture needs matplotlib: pip install matplotlib") from None
+    pyplot.rcParams.update({"font.size": 10, "svg.hashsalt": "lowmem-seq", "svg.fonttype": "path"})
+    return pyplot

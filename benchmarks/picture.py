@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.groups import Group, small_machine
 from benchmarks.kills import PROGRAM
-from benchmarks.page import ROOT, commit, machine
+from benchmarks.page import ROOT, commit, drawing, machine
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.runs.folder import RunFolder
@@ -121,11 +121,7 @@ def draw(seen: dict[str, Any]) -> None:
     Raises:
         SystemExit: matplotlib is not there.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise SystemExit("the picture needs matplotlib: pip install matplotlib") from None
-    pyplot.rcParams.update({"font.size": 10, "svg.hashsalt": "lowmem-seq", "svg.fonttype": "path"})
+    pyplot = drawing()
     figure, axes = pyplot.subplots(figsize=(9.0, 4.4), layout="constrained")
     times = [sample["seconds"] for sample in seen["samples"]]
 

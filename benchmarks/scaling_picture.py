@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.page import drawing
+
 COLOURS = {"native": "#0b3c5d", "torch": "#62a8d1"}
 LABELS = {"native": "our function", "torch": "nn.LSTM"}
 EXPECTED_COLOUR = "#b3261e"
@@ -41,11 +43,7 @@ def draw(panels: Sequence[Panel], picture: Path) -> None:
     Raises:
         SystemExit: matplotlib is not there.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise SystemExit("the picture needs matplotlib: pip install matplotlib") from None
-    pyplot.rcParams.update({"font.size": 10, "svg.hashsalt": "lowmem-seq", "svg.fonttype": "path"})
+    pyplot = drawing()
     figure, places = pyplot.subplots(1, len(panels), figsize=(11.0, 3.9), sharey=True, layout="constrained")
     named = {}
     for axes, panel in zip(places, panels, strict=True):
