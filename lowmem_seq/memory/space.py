@@ -74,13 +74,11 @@ def lstm_paths(config: RunConfig, device: str) -> tuple[str, ...]:
     if not isinstance(config.model, Sequencer2DConfig) or device != "cpu":
         return (TORCH_LSTM,)
     is_compiled = library() is not None
-    if (
-        wanted == "auto"
-    ):  # with compiled cells, our function is faster and keeps less for every shape that was measured
-        return tuple(path for path in LSTM_PATHS if path != ("function" if is_compiled else NATIVE_LSTM))
+    if wanted == "auto":
+        return LSTM_PATHS if is_compiled else LSTM_PATHS[1:]
     if wanted == NATIVE_LSTM and not is_compiled:
         raise UsageError(
-            "the compiled part of lowmem-seq is missing or of another version, and machine.lstm_path is 'native'.",
+            "the compiled part of lowmem-seq is missing or of other sources, and machine.lstm_path is 'native'.",
             "install lowmem-seq again where there is a C compiler, or take --set machine.lstm_path=auto",
         )
     return (wanted,)

@@ -34,7 +34,7 @@ from lowmem_seq.memory.search import fitting, next_look
 from lowmem_seq.memory.seen import COMFORTABLE, SHARE_OF_BUDGET
 from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space
 from lowmem_seq.memory.tree import ProcessTree
-from lowmem_seq.runs.environment import describe_environment, planned_for
+from lowmem_seq.runs.environment import DECISIVE, describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.screen import Screen
@@ -304,21 +304,10 @@ def data_limit(best: Measurement, budget_bytes: int, platform: str = sys.platfor
 def subject_of(run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...]) -> dict[str, Any]:
     """Return all that a measurement depends on."""
     described = describe_environment()
-    machine = (
-        "python",
-        "packages",
-        "compiled",
-        "variables",
-        "system",
-        "release",
-        "machine",
-        "processor",
-        "memory_bytes",
-    )
     record = run.read_json(run.data_file) or {}
     settings = config.to_settings()
     return {
-        **{key: described[key] for key in machine},
+        **{key: described[key] for key in (*DECISIVE, "memory_bytes")},
         "cores": cores,
         "allocators": allocators,
         "device": config.machine.device,

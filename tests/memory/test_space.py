@@ -10,7 +10,7 @@ from lowmem_seq.memory.space import lstm_paths
 @pytest.mark.parametrize(
     ("preset", "wanted", "device", "paths"),
     [
-        ("tiny", "auto", "cpu", ("native", "torch")),
+        ("tiny", "auto", "cpu", ("native", "function", "torch")),
         ("tiny", "native", "cpu", ("native",)),
         ("tiny", "function", "cpu", ("function",)),
         ("tiny", "torch", "cpu", ("torch",)),
