@@ -28,6 +28,7 @@ from lowmem_seq.memory.plan import (
     require_counts,
     require_means,
 )
+from lowmem_seq.memory.seen import allowed_bytes
 
 FORMAT_VERSION = 2
 DOES_NOT_FIT = 75
@@ -77,7 +78,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Unfit:
-    """A setting whose process met its limit."""
+    """A setting whose process met its limit with it, and had measured nothing before."""
 
     setting: Setting
     means: Means
@@ -134,11 +135,17 @@ class Knowledge:
         )
 
     def answer(self, look: Look, budget_bytes: int) -> tuple[bool, Measurement | None]:
-        """Return whether a look was taken, and what it gave: None where the setting did not fit."""
+        """Return whether a look was taken, and what it gave: None where the setting did not fit.
+
+        A peak that is too high counts only from a fresh process: others hold some of what came before.
+        """
         measured = self.verified if look.fresh else [*self.measured, *self.verified]
         like = [point for point in measured if (point.setting, point.means) == (look.setting, look.means)]
         if len(like) > look.again:
-            return True, self._point(look.setting, look.means)
+            point = self._point(look.setting, look.means)
+            assert point is not None
+            if point.peak_bytes <= allowed_bytes(budget_bytes) or any(one in self.verified for one in like):
+                return True, point
         return self.failed(look, budget_bytes), None
 
     def failed(self, what: Look | Measurement, budget_bytes: int) -> bool:

@@ -23,6 +23,8 @@ MOST_GAIN = 1.25
 CLOSE = 0.8
 """Share of the best speed from which a way to compute is worth more looks."""
 POINTS_OF_A_LINE = 2
+TRIES_OF_SOME = 2
+"""How often some layers are recomputed that should do, before the looking ends."""
 FEW = 3
 ROUNDS_AGAIN = 2
 """Times that the FEW fastest settings are measured again, in turn: one slow second decides nothing."""
@@ -165,9 +167,10 @@ class _Recipe:
                 sizes = [size for size in sizes if size * workers >= best.micro_batch * best.workers]
             yield from self._sweep([Setting(size, workers, layers) for size in sizes], means)
         for size in self._seen.sizes_above(best)[:1] if self._is_tight else ():
-            count = self._seen.fewest_layers(Setting(size, best.workers), means)
-            if count is not None:
-                yield from self._look(Setting(size, best.workers, count), means)
+            for _ in range(TRIES_OF_SOME):
+                count = self._seen.fewest_layers(Setting(size, best.workers), means)
+                if count is None or (yield from self._look(Setting(size, best.workers, count), means)) is not None:
+                    break
 
     def _look_between(self, means: Means) -> Looks:
         """Look at the largest even size that is expected to fit, for each way to compute that comes close."""
@@ -256,6 +259,7 @@ class _Recipe:
             setting, skipped = left.pop(0), []
             if not self._seen.is_expected_to_fit(setting, means):
                 self._is_tight = True
+                yield from self._look_alone(setting, means)
                 yield from self._look_below(setting, means)
                 if not self._seen.is_expected_to_fit(setting, means):
                     return
@@ -270,6 +274,13 @@ class _Recipe:
                 return
             else:
                 before = point
+
+    def _look_alone(self, setting: Setting, means: Means) -> Looks:
+        """Measure the largest of this way to compute in a fresh process: traces may have made it seem larger."""
+        way = self._seen.way(setting, means)
+        if way:
+            largest = max(way, key=lambda point: point.micro_batch)
+            self._seen.points[largest.setting, means] = yield Look(largest.setting, means, fresh=True)
 
     def _look_below(self, setting: Setting, means: Means) -> Looks:
         """Where little was seen of this way to compute, look at half a size: so it is known what an image takes."""

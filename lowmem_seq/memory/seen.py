@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lowmem_seq.memory.expected import Expectation
 from lowmem_seq.memory.footprint import held_without_images
@@ -145,14 +146,16 @@ class Seen:
         return expected is None or floor + TORCH_KEEPS * max(0, expected - floor) <= self._budget_bytes
 
     def fewest_layers(self, setting: Setting, means: Means) -> int | None:
-        """Return how many layers must be recomputed at the least so that a setting is expected to fit."""
+        """Return how many layers must be recomputed at the least so that it should fit, of counts not tried."""
         expectation, layers = self.expectation(means), self._space.facts.layers
         whole = expectation.bytes_of(setting)
         least = expectation.bytes_of(Setting(setting.micro_batch, setting.workers, layers))
         if whole is None or least is None:
             return None
         for count in range(1, layers):
-            if with_margin(predict_recomputed(whole, least, self._space.shares, count)) <= self._budget_bytes:
+            expected = predict_recomputed(whole, least, self._space.shares, count)
+            is_known = (replace(setting, recomputed_layers=count), means) in self.points
+            if not is_known and with_margin(expected) <= self._budget_bytes:
                 return count
         return None
 

@@ -148,6 +148,7 @@ class Planner:
             self._budget_bytes, self._allocators, means.allocator, self._seconds_left(), means.lstm_path, only
         )
         told = (json.dumps(asdict(request)), json.dumps(self._known.to_json()))
+        count = self._count()
         environment = training_environment(self._cores, means.allocator)
         if sys.platform == "darwin" and self._config.machine.device != "cpu":
             environment |= mps_environment_as_usual()
@@ -189,9 +190,14 @@ class Planner:
         met_limit = without_memory or died_for_memory(code, limited=True)
         if under_way is None or only is not None or not met_limit:
             raise child.failure(code, "planner")
+        if self._count() > count:  # what it had measured may have left traces: another process starts with this one
+            return
         setting = Setting(**{one.name: under_way[one.name] for one in fields(Setting)})
         means = Means(**{one.name: under_way[one.name] for one in fields(Means)})
         self._known.unfit.append(Unfit(setting, means, self._budget_bytes))
+
+    def _count(self) -> int:
+        return len(self._known.measured) + len(self._known.verified)
 
     def _take_in(self, message: Message, under_way: Message | None) -> Message | None:
         """Keep what a child says; return what it is measuring now."""

@@ -46,6 +46,8 @@ class Machine:
     looks: list[Look] = field(default_factory=list)
     disturbed: int | None = None
     """The look during which others took half of the machine."""
+    traces: int = 0
+    """Bytes that a process holds of its looks before."""
 
     def peak(self, setting: Setting, allocator: str, lstm_path: str = "torch") -> int:
         share = 1 - (1 - self.kept_when_recomputed) * setting.recomputed_layers / self.facts.layers
@@ -89,9 +91,10 @@ class Machine:
                 running = look.means.allocator
                 self.processes.append(running)
             self.looks.append(look)
-            peak = self.peak(look.setting, *astuple(look.means))
+            peak = self.peak(look.setting, *astuple(look.means)) + (0 if needs_another else self.traces)
             if peak > budget:
-                self.known.unfit.append(Unfit(look.setting, look.means, budget))
+                if needs_another:
+                    self.known.unfit.append(Unfit(look.setting, look.means, budget))
                 running = ""
                 continue
             if not measures_on(space, peak, budget):
@@ -168,6 +171,16 @@ def test_one_disturbed_look_decides_nothing(budget: int, function: float) -> Non
         assert choice is not None
         found.append(machine.speed(choice.setting, *astuple(choice.means)))
     assert min(found) >= 0.95 * calm.best(budget * MB, calm.space(lstm_paths=PATHS)), found
+
+
+@pytest.mark.parametrize("budget", [560, 600, 700, 800, 900])
+@pytest.mark.parametrize("traces", [50, 130, 400])
+def test_what_earlier_looks_left_behind_decides_nothing(budget: int, traces: int) -> None:
+    machine = replace(small_one(), traces=traces * MB)
+    choice = machine.search(budget * MB, machine.space())
+    assert choice is not None
+    assert machine.peak(choice.setting, choice.allocator) <= SHARE_OF_BUDGET * budget * MB
+    assert choice.images_per_second >= 0.9 * machine.best(budget * MB, machine.space())
 
 
 @pytest.mark.parametrize("budget", [560, 600, 650, 700, 800, 1000, 2000, 6000])
