@@ -6,6 +6,7 @@
     ├── StoppedError          4  stopped on request, with the last complete step saved
     ├── DataError             5  a dataset is missing, unreachable, broken or not the expected one
     ├── NoCheckpointError     6  a run has no checkpoint that verifies
+    ├── ClusterError          7  machines can't train together: what differs, or what is in the way
     ├── DiskError             8  the disk is full or fails, and waiting did not help
     ├── RunLockedError        9  another process is writing this run
     └── RestartsExhaustedError 10  the trainer died again and again
@@ -60,6 +61,12 @@ class NoCheckpointError(LowmemSeqError):
     exit_code = 6
 
 
+class ClusterError(LowmemSeqError):
+    """Machines that should train one run can't: no connection, another token, other settings, data or version."""
+
+    exit_code = 7
+
+
 class DiskError(LowmemSeqError):
     """The disk is full or fails, and waiting did not help; what was saved before stands."""
 
@@ -86,6 +93,7 @@ ERRORS_BY_EXIT_CODE: dict[int, type[LowmemSeqError]] = {
         StoppedError,
         DataError,
         NoCheckpointError,
+        ClusterError,
         DiskError,
         RunLockedError,
         RestartsExhaustedError,

@@ -23,6 +23,7 @@ def test_exit_codes_are_those_that_scripts_rely_on() -> None:
         4: "StoppedError",
         5: "DataError",
         6: "NoCheckpointError",
+        7: "ClusterError",
         8: "DiskError",
         9: "RunLockedError",
         10: "RestartsExhaustedError",

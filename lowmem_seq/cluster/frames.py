@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from lowmem_seq.cluster.messages import FromClient, FromHub, Piece
+from lowmem_seq.errors import ClusterError
 
 FORMAT = 1
 MOST_HEADER_BYTES = 2**16
@@ -31,13 +32,8 @@ Payload = bytes | bytearray | memoryview
 Kind = TypeVar("Kind", FromClient, FromHub)
 
 
-class WireError(Exception):
-    """A connection that can't be, or bytes that are no message: what happened, and a hint."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+class WireError(ClusterError):
+    """A connection that can't be, or bytes that are no message."""
 
 
 class FrameError(WireError):

@@ -23,12 +23,17 @@ Position = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Some = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Meta(ge=0, le=1e9)]
+LedgerText = Annotated[str, Meta(max_length=60_000)]
+"""A ledger as JSON (ledger_file.py). Its quotes are escaped, and count double towards the bytes of a header."""
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
 Encoding = Literal["int8", "bf16", "fp32"]
 Reason = Literal["hello_first", "replaced", "format", "identity", "full", "dropped", "stopping"]
 """hello_first: say hello. replaced: another connection showed the same machine key. format: a message could not be
 read. identity: the machine key is another machine's. full: too many machines. dropped: the hub gave this machine
-up; say hello. stopping: the hub ends."""
+up; say hello, and take the newest common weights. stopping: the hub ends."""
+Which = Literal["weights", "average"]
+"""weights: the common weights that training goes on from. average: after `finished`, the host's averaged weights,
+with which the run ends; unanswered as long as the host has not made them."""
 State = Literal["joining", "training", "evaluating", "saving", "paused", "waiting"]
 
 
@@ -120,7 +125,10 @@ class Message(Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True)
 
 
 class Piece(Message, frozen=True):
-    """One of the pieces that some encoded bytes travel in, in order; the piece itself is the only payload."""
+    """One of the pieces that some encoded bytes travel in, in order; the piece itself is the only payload.
+
+    pieces.py says where the cuts are.
+    """
 
     encoding: Encoding
     index: Count
@@ -134,6 +142,21 @@ class Piece(Message, frozen=True):
             raise ValueError(f"there is no piece {self.index} of {self.count}")
         if self.count > self.total_bytes:
             raise ValueError(f"{self.total_bytes} bytes can't be in {self.count} pieces")
+
+
+class LedgerTold(Message, frozen=True, tag="ledger"):
+    """Both sides: which samples are in some common weights, and who did what.
+
+    The hub says it after what brings a machine to its newest weights: with that a machine can go on alone.
+
+    A machine that comes back with weights of another branch than `welcome` names says its own, and trains on
+    without sending deltas or asking for leases until the hub answers: by `upload_wanted`, or by its ledger. Where
+    the machine's branch is among those of the hub's ledger, its upload became the base; otherwise it takes the
+    hub's weights (`weights_wanted` without a base).
+    """
+
+    base: Base
+    ledger: LedgerText
 
 
 class Hello(Message, frozen=True, tag="hello"):
@@ -152,8 +175,9 @@ class Hello(Message, frozen=True, tag="hello"):
     """Of all settings that decide what is trained."""
     data: Digest | None
     """The dataset's fingerprint; null: it has none, and would fetch the host's pack."""
-    layout: Digest
-    """Of the names, shapes and order of the tensors."""
+    layout: Digest | None
+    """Of the names, shapes and order of the tensors; null: this is not a machine yet that trains, but one that asks
+    whether it would be let in."""
     device: Short
     precision: Short
     effective_batch: Some
@@ -192,13 +216,21 @@ class DeltaPiece(Piece, frozen=True, tag="delta"):
 
 
 class WeightsWanted(Message, frozen=True, tag="weights_wanted"):
-    """Client: send what leads to the newest common weights."""
+    """Client: send what leads to the newest common weights; unanswered as long as the hub has none."""
 
     base: Base | None
-    """The newest that it holds: updates from there are enough, if the hub still has them."""
-    part: Literal["weights", "momentum"]
+    """The newest that it holds: updates from there are enough, if the hub still has them. null: it begins anew from
+    what comes, and what it had in flight is lost."""
+    part: Which
     index: Count
     """The first piece that it still needs, after a transfer that broke off."""
+
+
+class UploadPiece(Piece, frozen=True, tag="upload"):
+    """Client: a piece of the weights that it went on with while the hub was gone, as `upload_wanted` asks."""
+
+    base: Base
+    """What they are, as the `ledger` that it said last has it."""
 
 
 class Bye(Message, frozen=True, tag="bye"):
@@ -239,9 +271,9 @@ class Leased(Message, frozen=True, tag="leased"):
 
 
 class WeightsPiece(Piece, frozen=True, tag="weights"):
-    """Hub: a piece of the common weights, or of the outer step's momentum."""
+    """Hub: a piece of the common weights."""
 
-    part: Literal["weights", "momentum"]
+    part: Which
     base: Base
 
 
@@ -253,6 +285,13 @@ class UpdatePiece(Piece, frozen=True, tag="update"):
     """What the weights are then."""
     merged: Annotated[tuple[Merged, ...], Meta(max_length=MOST_MACHINES)]
     """Whose work is in it: a machine that is missing here sends its delta again, on the new base."""
+
+
+class UploadWanted(Message, frozen=True, tag="upload_wanted"):
+    """Hub: your ledger wins; send it again as it is when you take the weights that you then send by `upload`."""
+
+    base: Base
+    """As the client's `ledger` had it."""
 
 
 class Peers(Message, frozen=True, tag="peers"):
@@ -276,5 +315,7 @@ class GoAway(Message, frozen=True, tag="go_away"):
     text: Long
 
 
-FromClient = Hello | Beat | Want | DeltaPiece | WeightsWanted | Bye
-FromHub = Welcome | Refused | Leased | WeightsPiece | UpdatePiece | Peers | Finished | GoAway
+FromClient = Hello | Beat | Want | DeltaPiece | WeightsWanted | LedgerTold | UploadPiece | Bye
+FromHub = (
+    Welcome | Refused | Leased | WeightsPiece | UpdatePiece | LedgerTold | UploadWanted | Peers | Finished | GoAway
+)

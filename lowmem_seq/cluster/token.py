@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import zmq
 from zmq.utils import z85
 
+from lowmem_seq.cluster.machine import machine_id as machine_id
+from lowmem_seq.cluster.machine import new_machine_key as new_machine_key
 from lowmem_seq.errors import UsageError
 
 TOKEN_VARIABLE = "LOWMEM_SEQ_TOKEN"
@@ -114,16 +116,6 @@ def how_to_set(platform: str = sys.platform) -> str:
     """Return the hint that says how to give a machine the token, in the words of its shell."""
     command = f'$env:{TOKEN_VARIABLE} = "CODE"' if platform == "win32" else f"export {TOKEN_VARIABLE}=CODE"
     return f"{command}, with the join code that the host shows (`lowmem-seq token` makes one for both)"
-
-
-def new_machine_key() -> str:
-    """Return 32 hex digits that a machine shows the hub alone, so that nobody else can pass for it."""
-    return secrets.token_hex(16)
-
-
-def machine_id(machine_key: str) -> str:
-    """Return the name, 16 hex digits, that all may know of the machine with this key."""
-    return hashlib.blake2b(bytes.fromhex(machine_key), person=b"lowmem-seq id 1", digest_size=8).hexdigest()
 
 
 def _check(random: str) -> str:

@@ -37,7 +37,12 @@ CLIENT_HEADERS = [
     b'"crc32":3126738699}]}',
     b'{"format":1,"message":{"kind":"weights_wanted","base":{"cluster":"00c1a5be","branch":"b4a2c400",'
     b'"round":7,"accepted":4480},"part":"weights","index":0},"payloads":[]}',
-    b'{"format":1,"message":{"kind":"weights_wanted","base":null,"part":"momentum","index":29},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"weights_wanted","base":null,"part":"average","index":29},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"ledger","base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,'
+    b'"accepted":4480},"ledger":"{\\"format_version\\":1}"},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"upload","encoding":"fp32","index":0,"count":1,"total_bytes":4,'
+    b'"base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,"accepted":4480}},'
+    b'"payloads":[{"bytes":4,"crc32":2896259690}]}',
     b'{"format":1,"message":{"kind":"bye","reason":"stopped","text":"Ctrl+C"},"payloads":[]}',
 ]
 HUB_HEADERS = [
@@ -59,6 +64,10 @@ HUB_HEADERS = [
     b'"from_round":6,"base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,"accepted":4480},'
     b'"merged":[{"machine":"eae917f85b3de86f","delta":5,"samples":1280}]},"payloads":[{"bytes":2,'
     b'"crc32":3426527113}]}',
+    b'{"format":1,"message":{"kind":"ledger","base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,'
+    b'"accepted":4480},"ledger":"{\\"format_version\\":1}"},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"upload_wanted","base":{"cluster":"00c1a5be","branch":"b4a2c400",'
+    b'"round":7,"accepted":4480}},"payloads":[]}',
     b'{"format":1,"message":{"kind":"peers","round":7,"accepted":4480,'
     b'"peers":[{"machine":"eae917f85b3de86f","name":"MacBook B\xc3\xbcro","device":"mps",'
     b'"precision":"fp32","effective_batch":128,"samples_per_second":812.5,"accepted":2560,'
@@ -187,8 +196,9 @@ def test_payloads_must_be_what_the_header_says() -> None:
 
 def test_the_hub_does_not_hear_what_only_it_may_say() -> None:
     for header in HUB_HEADERS:
-        with pytest.raises(FrameError, match="Invalid value '"):
-            CLIENT_CODEC.decode([header])
+        if b'"kind":"ledger"' not in header:  # both say that
+            with pytest.raises(FrameError, match="Invalid value '"):
+                CLIENT_CODEC.decode([header])
 
 
 def test_the_longest_piece_and_the_fullest_header_have_room() -> None:
