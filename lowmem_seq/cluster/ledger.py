@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from lowmem_seq.cluster.alone import Alone, order_alone
@@ -25,8 +25,9 @@ from lowmem_seq.cluster.sizing import Pace, samples_to_give
 from lowmem_seq.cluster.standing import Share, Standing
 
 SILENT_AFTER_SECONDS = 30.0
-MOST_LEASES_EACH = 256
-"""A machine that holds as many gets no more: nothing that it trained was merged for long."""
+MOST_LEASES_EACH = 64
+"""A machine that holds as many gets no more: nothing that it trained was merged for long.
+A message has room for as many."""
 
 
 class Ledger:
@@ -227,6 +228,17 @@ class Ledger:
         """Take back what a machine holds; return it. Until it is given to somebody, the machine may bring it in."""
         self._presence.forget(machine)
         return self.positions.release(machine)
+
+    def keep_only(self, machine: str, known: Collection[int]) -> list[Lease]:
+        """Take back the leases of a machine that it does not know of; return them.
+
+        An answer that is lost on its way leaves such a lease: each word of the machine would renew it, and it would
+        never be trained.
+        """
+        unknown = [lease for lease in self.leases_of(machine) if lease.id not in known]
+        for lease in unknown:
+            self.positions.take_back(lease.id)
+        return unknown
 
     def expire(self) -> list[Lease]:
         """Take back what machines hold that were silent for too long; return it.

@@ -139,6 +139,24 @@ class SharedWeights:
             update.put(index, payload)
         return update
 
+    def send_as(self, codec: Codec) -> None:
+        """Compress updates like this from now on; what was lost before still comes later."""
+        self._feedback.chunks = Chunks(self.layout.elements, codec)
+
+    def begin_at(self, base: Parcel) -> None:
+        """Take other weights as the base, without anything that was left over from rounds before.
+
+        Raises:
+            ChunkError: chunks are missing; nothing has changed.
+            ValueError: it is of another length; nothing has changed.
+        """
+        if base.chunks.elements != self.layout.elements:
+            raise ValueError(f"{base.chunks.elements:,} elements came for {self.layout.elements:,}")
+        base.copy_into(self.base)
+        self._feedback.residual.fill(0)
+        if self._velocity is not None:
+            self._velocity.fill(0)
+
     def base_chunk(self, index: int) -> bytes:
         """Return a chunk of the base as it is now, uncompressed (fp32), for a machine that joins.
 

@@ -101,6 +101,12 @@ class Positions:
             self.lost.setdefault(machine, Ranges()).add(lease.start, lease.end)
         return held
 
+    def take_back(self, lease_id: int) -> None:
+        """Free what is left of a lease; its machine has done nothing of it and knows nothing of it."""
+        lease = self.leases.pop(lease_id)
+        self.free.add(lease.start, lease.end)
+        self.given_before.add(lease.start, lease.end)
+
     def renew(self, machine: str, until: float) -> None:
         """Let a machine's leases live until then."""
         for lease in self.held_by(machine):
