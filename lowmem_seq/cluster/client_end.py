@@ -72,6 +72,8 @@ class ClientEnd:
         self.up = False
         self.trouble = "the hub was not dialled yet"
         """Why there is no connection; empty where there is one."""
+        self.bytes_sent = self.bytes_received = 0
+        """Of all frames, without what encryption and TCP add."""
 
     def connect(self, timeout_seconds: float) -> None:
         """Return when the connection is up.
@@ -105,6 +107,7 @@ class ClientEnd:
                 self._dial()
             frames = self._read()
             if frames is not None:
+                self.bytes_received += _bytes_of(frames)
                 return HUB_CODEC.decode(frames)
             line = self._look()
             if line is not None:
@@ -128,7 +131,10 @@ class ClientEnd:
         frames = CLIENT_CODEC.encode(message, payloads)
         if self._dealer is None or not self.up:
             return Sent.GONE
-        return post(self._dealer, frames)
+        sent = post(self._dealer, frames)
+        if sent is Sent.QUEUED:
+            self.bytes_sent += _bytes_of(frames)
+        return sent
 
     def wake(self) -> None:
         """Have `receive` return at once. Any thread may call this."""
@@ -256,3 +262,7 @@ class ClientEnd:
         if self._dealer is not None and self.up:
             poller.register(self._dealer, zmq.POLLIN)
         return dict(poller.poll(max(0, round(1000 * seconds))))
+
+
+def _bytes_of(frames: Sequence[Payload]) -> int:
+    return sum(memoryview(frame).nbytes for frame in frames)

@@ -110,6 +110,10 @@ class Feedback:
         self.residual: Floats = np.zeros(layout.elements, np.float32)
         """(elements,): of an int8 chunk never more than half of its blocks' scales; 0 everywhere with fp32."""
 
+    def use(self, codec: Codec) -> None:
+        """Compress from now on in another way; what was lost before is still sent with the next vector."""
+        self.chunks = Chunks(self.layout.elements, codec)
+
     def compress(self, index: int, values: Floats) -> bytes:
         """Return what to send for a chunk of a vector.
 

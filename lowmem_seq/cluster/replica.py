@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lowmem_seq.cluster.compression import Codec
+from lowmem_seq.cluster.compression import Chunks, Codec
 from lowmem_seq.cluster.deltas import Feedback, Parcel
 from lowmem_seq.cluster.layout import Floats, Layout
 
@@ -57,8 +57,17 @@ class Replica:
         """Whether an update was received that the weights don't have yet."""
         return bool(self._updates)
 
-    def snapshot(self, tensors: Mapping[str, Floats]) -> None:
+    @property
+    def chunks(self) -> Chunks:
+        """How the delta is cut and compressed."""
+        return self._feedback.chunks
+
+    def snapshot(self, tensors: Mapping[str, Floats], codec: Codec | None = None) -> None:
         """Take what the weights have gone beyond the base as the next delta, in place of one that wasn't merged.
+
+        Args:
+            tensors: the weights.
+            codec: how this delta is sent; None: as the one before.
 
         Raises:
             ValueError: the tensors aren't those of the layout, or an update was not corrected for.
@@ -68,6 +77,8 @@ class Replica:
         self.layout.check(tensors)
         for place, part in self.layout.pieces(tensors, 0, self.layout.elements):
             np.subtract(part, self.base[place], out=self._change[place])
+        if codec is not None:
+            self._feedback.use(codec)
         self._in_flight = True
 
     def chunk(self, index: int) -> bytes:
@@ -136,11 +147,27 @@ class Replica:
         self._require_fit(base)
         self.layout.check(tensors)
         base.copy_into(self.base)
+        self.settle(tensors)
+
+    def begin_here(self, tensors: Mapping[str, Floats]) -> None:
+        """Take the weights as the base, for a machine that goes on alone: its work is in it, and nobody else's.
+
+        Raises:
+            ValueError: the tensors aren't those of the layout; nothing has changed.
+        """
+        self.layout.flatten(tensors, self.base)
+        self._begin_anew()
+
+    def settle(self, tensors: Mapping[str, Floats]) -> None:
+        """Begin anew at the base that is here, as at the end of the run: what was not brought in is dropped.
+
+        Raises:
+            ValueError: the tensors aren't those of the layout; nothing has changed.
+        """
+        self.layout.check(tensors)
         for name, weights in self.layout.views(self.base).items():
             np.copyto(tensors[name], weights)
-        self._feedback.residual.fill(0)
-        self._in_flight = False
-        self._updates.clear()
+        self._begin_anew()
 
     def state(self) -> dict[str, Floats]:
         """The live vectors that a checkpoint holds beside the weights, each (elements,).
@@ -161,6 +188,11 @@ class Replica:
             ValueError: as `Layout.load`; nothing has changed.
         """
         self.layout.load({"base": self.base, "residual": self._feedback.residual}, state)
+        self._in_flight = False
+        self._updates.clear()
+
+    def _begin_anew(self) -> None:
+        self._feedback.residual.fill(0)
         self._in_flight = False
         self._updates.clear()
 

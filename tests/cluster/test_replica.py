@@ -247,6 +247,38 @@ def test_a_machine_that_comes_back_begins_at_the_base_of_the_others() -> None:
     assert not machine.replica.needs_correction
 
 
+def test_each_delta_may_be_sent_in_another_way() -> None:
+    machine = machine_of(Fp32(), 10, 20)
+    machine.tensors["weight"] += floats(1, 0.003)
+    machine.replica.snapshot(machine.tensors, Int8())
+    machine.replica.receive(parcel_of(floats(1, 0), Fp32()), merged=True)
+    machine.replica.correct(machine.tensors)
+    lost = machine.residual.copy()
+    assert lost[1] == pytest.approx(0.003, rel=1e-3)
+    machine.tensors["weight"] += floats(0.5, 0)
+    machine.replica.snapshot(machine.tensors, Fp32())
+    assert machine.replica.chunks.codec == Fp32()
+    assert np.frombuffer(machine.replica.chunk(0), np.float32).tolist() == [0.5 + lost[0], lost[1]]
+
+
+def test_a_machine_that_goes_on_alone_begins_at_its_own_weights() -> None:
+    machine = machine_of(Int8(), 10, 20)
+    machine.tensors["weight"] += floats(1, 0.003)
+    machine.replica.snapshot(machine.tensors)
+    machine.replica.begin_here(machine.tensors)
+    assert machine.replica.base.tolist() == machine.weights.tolist() == [11, np.float32(20.003)]
+    assert (machine.replica.in_flight, machine.replica.needs_correction) == (False, False)
+
+
+def test_at_the_end_the_weights_are_the_base_bit_for_bit() -> None:
+    machine = machine_of(Fp32(), 0.1, 20)
+    machine.tensors["weight"] += floats(1, 2)
+    machine.replica.receive(parcel_of(floats(0.3, 8), Fp32()), merged=False)
+    machine.replica.settle(machine.tensors)
+    assert machine.weights.tolist() == machine.replica.base.tolist() == floats(0.4, 28).tolist()
+    assert (machine.replica.in_flight, machine.replica.needs_correction) == (False, False)
+
+
 # What is refused
 
 
