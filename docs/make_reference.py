@@ -21,6 +21,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("recipe", config.RecipeConfig),
     ("checkpoint", config.CheckpointConfig),
     ("machine", config.MachineConfig),
+    ("cluster", config.ClusterConfig),
 )
 
 

@@ -42,6 +42,7 @@ class Channel:
         self._saves = saves
         self._out: IO[str] | None = None
         self._stop = threading.Event()
+        self._mutex = threading.Lock()
         if listen:
             self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
             os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's print must not garble the line
@@ -69,7 +70,7 @@ class Channel:
         """Send one message; a supervisor that is gone hears nothing."""
         if self._out is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._mutex:
             self._out.write(json.dumps(message) + "\n")
             self._out.flush()
 

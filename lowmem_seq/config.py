@@ -228,6 +228,44 @@ class MachineConfig(Section, frozen=True):
     """Times in a row that a trainer which died is started again without having saved in between."""
 
 
+class ClusterConfig(Section, frozen=True):
+    """How several machines train one model together. The host's settings are those of all."""
+
+    round: TimeText = "60s"
+    """How long each machine trains before it sends what it has changed. Shorter keeps the machines closer together,
+    longer needs less of the network."""
+    lost_after: TimeText = "20s"
+    """A machine that was not heard of for so long is lost: others train what it had on lease."""
+    encoding: Literal["int8", "bf16", "fp32"] = "int8"
+    """What changes of weights travel as: about 1, 2 or 4 bytes a weight. What int8 and bf16 lose comes later."""
+    dense_rounds: Annotated[int, Meta(ge=0, le=1000)] = 1
+    """First rounds in which all travels as fp32."""
+    outer: Literal["plain", "momentum"] = "plain"
+    """What is made of the average of the machines' changes: itself, or a step with momentum (arXiv 1910.00643)."""
+    outer_rate: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    """What the average is multiplied by."""
+    outer_momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """How much of the change before goes on, with `outer: momentum`."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.round_seconds <= 86400:
+            raise ValueError(f"round is {self.round}, and must be from 1s to 24h")
+        if not 2 <= self.lost_after_seconds <= 3600:
+            raise ValueError(f"lost_after is {self.lost_after}, and must be from 2s to 1h")
+        if self.outer_momentum and self.outer == "plain":
+            raise ValueError("outer_momentum belongs to outer: momentum")
+
+    @property
+    def round_seconds(self) -> float:
+        """The parsed value of `round`."""
+        return parse_seconds(self.round)
+
+    @property
+    def lost_after_seconds(self) -> float:
+        """The parsed value of `lost_after`."""
+        return parse_seconds(self.lost_after)
+
+
 class RunConfig(Section, frozen=True, kw_only=True):
     """Every setting of a run. What `config.yaml` in a run folder holds."""
 
@@ -244,6 +282,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     recipe: RecipeConfig = RecipeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     machine: MachineConfig = MachineConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def to_yaml(self) -> str:
         """The settings as YAML, in the order they are declared in."""
@@ -259,10 +298,10 @@ class RunConfig(Section, frozen=True, kw_only=True):
         """SHA-256 of what a run may not change on its way.
 
         That is everything but its length (`steps`, `recipe.epochs`), which `resume` may change, and `machine`,
-        `checkpoint`, the name and the data's path, which don't decide the result.
+        `checkpoint`, `cluster`, the name and the data's path, which don't decide what is trained.
         """
         decisive = self.to_settings()
-        for key in ("machine", "checkpoint", "name", "steps"):
+        for key in ("machine", "checkpoint", "cluster", "name", "steps"):
             del decisive[key]
         del decisive["data"]["source"], decisive["recipe"]["epochs"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

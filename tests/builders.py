@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -92,6 +93,14 @@ def train_here(run: RunFolder) -> Training:
     training = open_training(run, read_plan(run), Channel(listen=False))
     assert training.go()
     return training
+
+
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def names(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,16 +140,17 @@ class Session:
     """A command that is under way in a process of its own; what it says can be read meanwhile.
 
     Args:
-        arguments: of `lowmem-seq`.
+        arguments: of the program.
         cwd: where it runs.
+        program: what the arguments are for.
         environment: variables that it has beside this process's.
     """
 
-    def __init__(self, *arguments: str, cwd: Path, **environment: str) -> None:
+    def __init__(self, *arguments: str, cwd: Path, program: Sequence[str] = PROGRAM, **environment: str) -> None:
         self._log = cwd / f"said-{time.monotonic_ns()}.txt"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*PROGRAM, *arguments],
+                [*program, *arguments],
                 cwd=cwd,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -20,6 +20,9 @@ class Counters:
     """Where a run stands after its last complete step."""
 
     step: int = 0
+    """How far the run is, in steps of its effective batch: those of all machines, where several work on it."""
+    images: int = 0
+    """That this machine trained on, since releases that count them."""
     loss_sum: float = 0.0
     """Sum over images of the training loss since the last `train` event."""
     loss_images: int = 0
@@ -36,9 +39,16 @@ class Counters:
         """Mean training loss of an image since the last `train` event."""
         return self.loss_sum / max(1, self.loss_images)
 
-    def count_step(self, mean_loss: float, images: int) -> None:
-        """Count a complete step of so many images, whose mean loss was `mean_loss`."""
-        self.step += 1
+    def count_step(self, mean_loss: float, images: int, reached: int | None = None) -> None:
+        """Count a complete step.
+
+        Args:
+            mean_loss: of its images.
+            images: how many it had.
+            reached: how far the run is now, where that is not just a step further.
+        """
+        self.step = self.step + 1 if reached is None else max(self.step, reached)
+        self.images += images
         self.loss_sum += mean_loss * images
         self.loss_images += images
 

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from lowmem_seq import __version__
+from lowmem_seq.cli.cluster import token
 from lowmem_seq.cli.data import data_app
 from lowmem_seq.cli.plan import plan
 from lowmem_seq.cli.report import report
@@ -62,6 +63,7 @@ app.command()(resume)
 app.command()(status)
 app.command()(verify)
 app.command()(report)
+app.command()(token)
 app.add_typer(data_app, name="data")
 
 

@@ -41,6 +41,8 @@ class SessionScreen:
         self._stopping = False
         self._packing = ""
         self._probing = False
+        self._peers: list[dict[str, Any]] = []
+        self._dialled = self._invitation = ""
 
     def __enter__(self) -> SessionScreen:
         if self._console.is_terminal and not self._quiet:
@@ -65,6 +67,10 @@ class SessionScreen:
     def show_plan(self, plan: Plan) -> None:
         """Take in the plan that the session will follow."""
         self._plan = plan
+
+    def invite(self, told: str) -> None:
+        """Take in how other machines join, to be said once they can."""
+        self._invitation = told
 
     def show_memory(self, tree: int, peak: int, cap: int) -> None:
         """Show what the process tree holds, its peak, and its cap, all in bytes."""
@@ -171,6 +177,66 @@ class SessionScreen:
     def _on_leak_noticed(self, message: Message) -> None:
         self._warn(message["message"])
 
+    # What the machines of a cluster say.
+
+    def _on_dialling(self, message: Message) -> None:
+        told = f"dialling the host at {message['address']}"
+        if told != self._dialled:
+            self._line(told)
+        self._activity = self._dialled = told
+
+    def _on_cluster_open(self, message: Message) -> None:
+        self._line(f"host    listening on port {message['port']}. {self._invitation}")
+
+    def _on_peers(self, message: Message) -> None:
+        peers = message["peers"]
+        names = [peer["machine"] for peer in peers]
+        if len(peers) > 1 and names != [peer["machine"] for peer in self._peers]:
+            self._line(describe_peers(peers))
+        self._peers = peers
+
+    def _on_peer_lost(self, message: Message) -> None:
+        if message["cause"] in ("finished", "stopped"):
+            self._line(f"{message['name']} has {message['cause']}")
+        else:
+            self._warn(f"{message['name']} is gone: {message['cause']}; what it had on lease goes to the others")
+
+    def _on_joining(self, _message: Message) -> None:
+        self._activity = "waiting for the weights that all share"
+        self._line(self._activity)
+
+    def _on_refused(self, message: Message) -> None:
+        self._warn(
+            f"{message['name']} was not let in: its {message['field']} is another one; it was told what to do"
+        )
+
+    def _on_hub_not_saved(self, message: Message) -> None:
+        self._warn(f"the common weights could not be saved: {message['message']}")
+
+    def _on_hub_failed(self, message: Message) -> None:
+        self._warn(f"{message['cause']}, and is not started again; each machine goes on alone")
+
+    def _on_hub_restarted(self, message: Message) -> None:
+        self._warn(f"{message['cause']}; it was started again")
+
+    def _on_member_alone(self, _message: Message) -> None:
+        self._peers = []
+        self._warn("the host is gone; this machine trains on alone, and dials again and again")
+
+    def _on_member_begins_anew(self, message: Message) -> None:
+        self._warn(f"this machine begins anew at the common weights: {message['cause']}")
+
+    def _on_member_reunion(self, message: Message) -> None:
+        self._on_reunion(message)
+
+    def _on_reunion(self, message: Message) -> None:
+        discarded = int(message.get("discarded", 0))
+        lost = f"; the work of {discarded:,} samples done apart is discarded" if discarded else ""
+        self._line(f"the machines have found each other again{lost}")
+
+    def _on_result_missing(self, _message: Message) -> None:
+        self._warn("the host is gone before it wrote the final weights; those of this machine are taken")
+
     def _take_step(self, message: Message) -> None:
         if not self._stopping:
             self._activity = "training"
@@ -193,7 +259,7 @@ class SessionScreen:
         lines.append(describe_cap(started.get("cap_enforced_by")))
         lines.append(f"run     {self._run.path}")
         if self._step:
-            lines.append(f"resumes after step {self._step:,} of {self._total_steps:,}")
+            lines.append(f"goes on after step {self._step:,} of {self._total_steps:,}")
         return "\n".join(lines)
 
     def _seconds_left(self) -> float | None:
@@ -210,7 +276,11 @@ class SessionScreen:
         if "val_accuracy" in figures:
             parts.append(f"validation {figures['val_accuracy']:.1%}")
         if "images_per_second" in figures:
-            parts.append(f"{figures['images_per_second']:,.0f} images/s")
+            here = " here" if len(self._peers) > 1 else ""
+            parts.append(f"{figures['images_per_second']:,.0f} images/s{here}")
+        if len(self._peers) > 1:
+            together = sum(float(peer["samples_per_second"]) for peer in self._peers)
+            parts.append(f"{len(self._peers)} machines {together:,.0f} images/s")
         return parts
 
     def _resources(self) -> list[str]:
@@ -255,6 +325,22 @@ class SessionScreen:
     def _line(self, text: str) -> None:
         if not self._quiet:
             self._console.print(Text(harmless(text)))
+
+
+def describe_peers(peers: list[dict[str, Any]]) -> str:
+    """Return the machines of a cluster, a line each: device, speed, and share of the work by it."""
+    together = sum(float(peer["samples_per_second"]) for peer in peers)
+    width = max(len(peer["name"]) for peer in peers)
+    lines = []
+    for number, peer in enumerate(peers):
+        rate = float(peer["samples_per_second"])
+        share = f", {rate / together:.0%} of the work" if rate else ""
+        speed = format_rate(rate) if rate else "speed not known yet"
+        lines.append(
+            f"{'with' if number == 0 else '':8}{peer['name']:{width}}  {peer['device']}, {peer['precision']}, "
+            f"{speed}{share}"
+        )
+    return "\n".join(lines)
 
 
 def describe_plan(plan: Plan, effective_batch: int) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
+from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, cluster_of, have_token, read_part
 from lowmem_seq.cli.plan import show_plan
 from lowmem_seq.cli.screen import SessionScreen, describe_result
 from lowmem_seq.cli.settings import (
@@ -68,6 +69,9 @@ def train(
     set_: SetOption = None,
     quiet: QuietOption = False,
     dry_run: bool = typer.Option(False, help="Measure and show the plan, train nothing."),
+    host: HostOption = False,
+    port: PortOption = None,
+    join: JoinOption = None,
 ) -> None:
     """Train a model: lowmem-seq train small --max-ram 6GB."""
     flags = {
@@ -85,13 +89,15 @@ def train(
         "recipe.effective_batch": effective_batch,
     }
     config = settings_from(preset, flags, set_ or [], micro_batch)
-    _refuse_a_world()
+    console = make_console(sys.stdout, soft_wrap=True)
+    part = read_part(host, port, join, console)
     if dry_run:
         show_plan(config, quiet)
         return
-    console = make_console(sys.stdout, soft_wrap=True)
+    if part is not None:
+        have_token(part)  # before anything is made
     run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
-    _run_session(run, config, console, quiet, plan_anew=True)
+    _run_session(run, config, console, quiet, plan_anew=True, part=part)
 
 
 def resume(
@@ -104,10 +110,14 @@ def resume(
     micro_batch: MicroBatchOption = None,
     max_restarts: MaxRestartsOption = None,
     quiet: QuietOption = False,
+    host: HostOption = False,
+    port: PortOption = None,
+    join: JoinOption = None,
 ) -> None:
     """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
     run = open_run(run_dir)
-    _refuse_a_world()
+    console = make_console(sys.stdout, soft_wrap=True)
+    part = read_part(host, port, join, console)
     settings = run.config.to_settings()
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both give the run's length.", "give one of them")
@@ -126,7 +136,6 @@ def resume(
     config = validate(settings)
     planned = structs.replace(config.machine, max_restarts=run.config.machine.max_restarts)
     replan = planned != run.config.machine or micro_batch is not None
-    console = make_console(sys.stdout, soft_wrap=True)
     summary = summarise(run)
     if summary["state"] == "finished" and epochs is None and steps is None:
         console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
@@ -135,7 +144,9 @@ def resume(
     changes = {key: value for key, value in flags.items() if value is not None}
     if micro_batch is not None:
         changes["machine.micro_batch"] = micro_batch
-    _run_session(run, config, console, quiet, plan_anew=replan, changes=changes)
+    if part is not None:
+        have_token(part, run)
+    _run_session(run, config, console, quiet, plan_anew=replan, changes=changes, part=part)
 
 
 def _run_session(
@@ -145,6 +156,7 @@ def _run_session(
     quiet: bool,
     plan_anew: bool,
     changes: dict[str, Any] | None = None,
+    part: Part | None = None,
 ) -> None:
     path = shlex.quote(str(run.path))
     with StopSignals() as stops, run.locked():
@@ -154,10 +166,14 @@ def _run_session(
             if changes:
                 _write_changes(run, config, changes, plan_anew)
             _tell_of_another_environment(run, console)
-            with SessionScreen(console, run, config, quiet) as screen:
-                plan = session.prepare(run, config, screen, stops, plan_anew)
+            with (
+                SessionScreen(console, run, config, quiet) as screen,
+                cluster_of(run, part, screen, stops) as others,
+            ):
+                plan = session.prepare(run, config, screen, stops, plan_anew, others)
                 screen.show_plan(plan)
-                code = trainer.train(run, plan, screen, stops, config.machine.max_restarts)
+                meanwhile = (lambda: None) if others is None else others.hear
+                code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, meanwhile)
         except KeyboardInterrupt:
             code = trainer.STOPPED
         summary = summarise(run)
@@ -216,19 +232,4 @@ def _tell_of_another_environment(run: RunFolder, console: Console) -> None:
         told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         console.print(
             Text(harmless(f"note: not as at the start, so the last bits may differ: {told}"), style="yellow")
-        )
-
-
-def _refuse_a_world() -> None:
-    """Refuse a launch of several processes, which this release would run as several separate trainings.
-
-    Raises:
-        UsageError: a launcher's variables are set.
-    """
-    named = [name for name in ("WORLD_SIZE", "MASTER_ADDR") if os.environ.get(name)]
-    if named and os.environ.get("WORLD_SIZE") != "1":
-        raise UsageError(
-            f"this was started by a launcher of several processes ({', '.join(named)} is set), and this release "
-            "trains on one machine only.",
-            "start it without the launcher: lowmem-seq train ...",
         )

@@ -117,6 +117,8 @@ class Plan:
     footprint: Footprint = field(default_factory=Footprint)
     environment: dict[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+    part: Literal["", "member", "host"] = ""
+    """Of a cluster, for which it leaves room beside the training: in the trainer, and for the host's hub."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -288,6 +290,8 @@ def _checked(plan: Plan) -> Plan:
         raise ValueError(f"planned_for is {plan.planned_for!r}")
     if plan.device not in ("cpu", "mps", "cuda") or plan.precision not in ("fp32", "bf16"):
         raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
+    if plan.part not in ("", "member", "host"):
+        raise ValueError(f"part is {plan.part!r}")
     if plan.cap_source not in ("given", "machine"):
         raise ValueError(f"cap_source is {plan.cap_source!r}")
     require_means(plan)

@@ -8,6 +8,7 @@ lose a run: while the disk is full or fails, the lines wait in memory.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._mutex = threading.Lock()
 
     def append(self, event: str, **details: Any) -> Event:
         """Add one event with the present time, and return it.
@@ -40,8 +42,9 @@ class EventLog:
             details: JSON values; names carry their units.
         """
         entry: Event = {"time_unix_seconds": round(time.time(), 3), "event": event, **details}
-        self._waiting.append(json.dumps(entry, allow_nan=False).encode("utf-8"))
-        self._write_waiting()
+        with self._mutex:  # a cluster's thread records as well
+            self._waiting.append(json.dumps(entry, allow_nan=False).encode("utf-8"))
+            self._write_waiting()
         return entry
 
     def _write_waiting(self) -> None:

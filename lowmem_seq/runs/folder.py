@@ -163,8 +163,22 @@ class RunFolder:
         """What goes on with this run, to be pasted into a shell."""
         path = str(self.path)
         if sys.platform == "win32":
-            return f'lowmem-seq resume "{path}"' if " " in path else f"lowmem-seq resume {path}"
-        return f"lowmem-seq resume {shlex.quote(path)}"
+            quoted = f'"{path}"' if " " in path else path
+        else:
+            quoted = shlex.quote(path)
+        return f"lowmem-seq resume {quoted}{self._told_part()}"
+
+    def _told_part(self) -> str:
+        """Return the flags by which a run among several machines goes on with them (cluster/membership.py)."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            part = read_json(self.path / "cluster" / "membership.json")
+            if part["role"] == "host":
+                return f" --host --port {int(part['port'])}"
+            if part["role"] == "member":
+                address = str(part["address"])
+                told = f"[{address}]" if ":" in address else address
+                return f" --join {shlex.quote(told)}:{int(part['port'])}"
+        return ""
 
     def is_locked(self) -> bool:
         """Whether a process holds the run now."""

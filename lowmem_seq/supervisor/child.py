@@ -129,6 +129,17 @@ class Child:
                 return
             yield message
 
+    def said(self) -> tuple[list[Message], bool]:
+        """Return what the child said that was not read yet, at once, and whether it has said its last."""
+        messages: list[Message] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._messages.get_nowait()
+                if message is None:
+                    return messages, True
+                messages.append(message)
+        return messages, False
+
     def tell(self, word: str) -> None:
         """Say a word to the child; one that has ended hears nothing."""
         with contextlib.suppress(OSError, ValueError):

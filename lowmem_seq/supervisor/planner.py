@@ -14,6 +14,8 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lowmem_seq.cluster.membership import read_membership
+from lowmem_seq.cluster.room import FP32, hub_bytes
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import CapTooSmallError
 from lowmem_seq.files import write_json
@@ -81,8 +83,9 @@ class Planner:
         given = config.machine.max_ram_bytes
         self._cap_source: Any = "machine" if given is None else "given"
         self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE)
-        self._others_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
-        self._budget_bytes = max(1, self._cap_bytes - self._others_bytes)
+        self._membership = read_membership(run)
+        self._own_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
+        self._set_others(None)
         self._cores = usable_cores(config.machine.threads)
         self._allocators = usable_allocators()
         small = config.data.image_size <= SMALL_IMAGE
@@ -90,6 +93,14 @@ class Planner:
         self._shortest_child_seconds = SHORTEST_CHILD_SECONDS[0 if small else 1]
         self._known = Knowledge()
         self._machine_was_short = False
+
+    def _set_others(self, facts: Facts | None) -> None:
+        """Set what the processes beside the trainer hold, as far as it is known; the rest is the trainer's."""
+        has_momentum = self._config.cluster.outer == "momentum"
+        hosts = self._membership is not None and self._membership.hosts
+        hub = hub_bytes(facts.weights_bytes // FP32, has_momentum) if hosts and facts is not None else 0
+        self._others_bytes = self._own_bytes + hub
+        self._budget_bytes = max(1, self._cap_bytes - self._others_bytes)
 
     def make(self, fresh: bool) -> Planned:
         """Measure what is not known yet, and choose.
@@ -101,8 +112,11 @@ class Planner:
             KeyboardInterrupt: a stop was asked for.
             CapTooSmallError: the model does not fit.
         """
-        key = key_of(subject_of(self._run, self._config, self._cores, self._allocators))
+        key = key_of(
+            subject_of(self._run, self._config, self._cores, self._allocators, self._membership is not None)
+        )
         self._known = Knowledge() if fresh else recall(key)
+        self._set_others(self._known.facts)
         count = len(self._known.points())
         try:
             self._search()
@@ -204,6 +218,7 @@ class Planner:
         known, event = self._known, message.get("event")
         if event == "facts":
             known.facts = Facts(**{one.name: message[one.name] for one in fields(Facts)})
+            self._set_others(known.facts)
         elif event == "measured":
             point = Measurement(**{one.name: message[one.name] for one in fields(Measurement)})
             (known.verified if message["fresh"] else known.measured).append(point)
@@ -289,6 +304,7 @@ class Planner:
             predicted_peak_bytes=best.peak_bytes + self._others_bytes,
             predicted_images_per_second=best.images_per_second,
             planned_for=planned_for(describe_environment()),
+            part="" if self._membership is None else self._membership.role,
             layers=facts.layers,
             footprint=make_footprint(facts, best.micro_batch, best.workers, best.peak_bytes, self._others_bytes),
             environment=environment,
@@ -307,7 +323,9 @@ def data_limit(best: Measurement, budget_bytes: int, platform: str = sys.platfor
     return data_limit_bytes(best.data_bytes, best.peak_bytes, budget_bytes) if best.data_bytes else None
 
 
-def subject_of(run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...]) -> dict[str, Any]:
+def subject_of(
+    run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...], with_others: bool = False
+) -> dict[str, Any]:
     """Return all that a measurement depends on."""
     described = describe_environment()
     record = run.read_json(run.data_file) or {}
@@ -328,6 +346,7 @@ def subject_of(run: RunFolder, config: RunConfig, cores: int, allocators: tuple[
         "data": record.get("fingerprint"),
         "classes": config.data.classes,
         "validation_fraction": config.data.validation_fraction,
+        **({"with_others": True} if with_others else {}),
     }
 
 

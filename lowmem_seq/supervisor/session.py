@@ -6,6 +6,7 @@ against the cap.
 
 from __future__ import annotations
 
+from lowmem_seq.cluster.membership import read_membership
 from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError, LowmemSeqError
@@ -14,20 +15,35 @@ from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, plan_from_json
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
+from lowmem_seq.supervisor.cluster import Cluster
 from lowmem_seq.supervisor.planner import make_plan
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 
+PARTS = ("", "member", "host")
+"""Of a cluster, the one that holds most last."""
 
-def prepare(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, plan_anew: bool) -> Plan:
-    """Have the data and the plan ready; what goes wrong stands in the events.
+
+def prepare(
+    run: RunFolder,
+    config: RunConfig,
+    screen: Screen,
+    stops: StopSignals,
+    plan_anew: bool,
+    cluster: Cluster | None = None,
+) -> Plan:
+    """Have the data and the plan ready, and the cluster open; what goes wrong stands in the events.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
-        LowmemSeqError: see `prepare_data`, and `make_plan` of planner.py.
+        LowmemSeqError: see `prepare_data`, `make_plan` of planner.py, and cluster.py.
     """
     try:
+        if cluster is not None:
+            cluster.knock()
         prepare_data(run, config, screen, stops)
+        if cluster is not None:
+            cluster.open()
         if run.config != config:  # the images' new place, now that they are known to be the same ones
             run.write_config(config)
         return read_or_make_plan(run, config, screen, stops, plan_anew)
@@ -77,9 +93,19 @@ def can_follow(plan: Plan) -> bool:
 
 
 def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, anew: bool) -> Plan:
-    """Return the plan of the run; it is measured where there is none for this machine, or one is asked for anew."""
+    """Return the plan of the run; it is measured where there is none for this machine, or one is asked for anew.
+
+    So it is where this session has more to hold beside the training than the plan leaves room for.
+    """
+    membership = read_membership(run)
+    wanted = 0 if membership is None else PARTS.index(membership.role)
     stored = None if anew else run.read_json(run.plan_file)
     plan = None if stored is None else plan_from_json(stored)
-    if plan is None or plan.planned_for not in ("", planned_for(describe_environment())) or not can_follow(plan):
+    if (
+        plan is None
+        or plan.planned_for not in ("", planned_for(describe_environment()))
+        or not can_follow(plan)
+        or PARTS.index(plan.part) < wanted
+    ):
         return make_plan(run, config, screen, stops).plan
     return plan

@@ -7,6 +7,7 @@ until a checkpoint is saved: a run that moves on may die as often as the machine
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lowmem_seq.channel import START_ANEW, STOP_SIGNALS
@@ -46,8 +47,23 @@ class Ending:
     """What to raise where another one is no use."""
 
 
-def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_restarts: int) -> int:
+def train(
+    run: RunFolder,
+    plan: Plan,
+    screen: Screen,
+    stops: StopSignals,
+    max_restarts: int,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> int:
     """Train to the end, with as many trainers as it takes; return 0, 4 (stopped, saved) or 130 (left at once).
+
+    Args:
+        run: what is trained.
+        plan: how.
+        screen: shows what the trainer says.
+        stops: a wish to stop is passed on.
+        max_restarts: trainers in a row that may die without having saved.
+        meanwhile: called ten times a second.
 
     Raises:
         RestartsExhaustedError: more than `max_restarts` trainers in a row died without a checkpoint.
@@ -55,7 +71,7 @@ def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_re
     """
     deaths_in_a_row = 0
     while True:
-        ending = _run_trainer(run, plan, screen, stops)
+        ending = _run_trainer(run, plan, screen, stops, meanwhile)
         if stops.count > 1 and ending.code not in (0, STOPPED):
             run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
             return LEFT_AT_ONCE
@@ -95,7 +111,9 @@ def train(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, max_re
             return STOPPED
 
 
-def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals) -> Ending:
+def _run_trainer(
+    run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, meanwhile: Callable[[], None]
+) -> Ending:
     """Start a trainer, and watch over it until it has ended."""
     child = Child(
         "lowmem_seq.training",
@@ -114,6 +132,7 @@ def _run_trainer(run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals)
                 child.tell("stop")
                 screen.show_stopping()
             watch.sample()
+            meanwhile()
             if message is not None:
                 saved = saved or message.get("event") == "checkpoint"
                 leaving = message if message.get("event") == "leaving" else leaving

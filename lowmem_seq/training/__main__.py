@@ -49,7 +49,7 @@ def main() -> int:
 
 def _train(run: RunFolder, channel: Channel) -> int:
     """Train from the newest checkpoint on, under the plan's limit; return the exit code."""
-    from lowmem_seq.training.session import open_training, read_plan
+    from lowmem_seq.training.session import open_training, read_plan, take_up_newest
 
     plan = read_plan(run)
     limit = system_limit()
@@ -57,9 +57,11 @@ def _train(run: RunFolder, channel: Channel) -> int:
     training: Training | None = None
     try:
         training = open_training(run, plan, channel, limit=limit if limited else None)
-        training.saver.load_newest()
+        take_up_newest(training)
         finished = training.go(kept_by=limit.name if limited else None)
     except StartAnew as wish:
+        if training is not None:
+            training.source.end(reached=False)  # others need not wait for what this machine has done
         leave(training, run, channel, limit, wish, for_want_of_memory=False)
         return START_ANEW
     except (RuntimeError, MemoryError, OSError) as error:

@@ -22,13 +22,17 @@ class Journal:
         self._events, self._channel = events, channel
         self._batch, self._train_images = batch, train_images
         self._began = self._shown_at = self._rate_since = time.monotonic()
-        self._rate_step = 0
+        self._rate_step = self._rate_images = 0
         self._wall_before = 0.0
 
     def take_up(self, counters: Counters) -> None:
         """Count on from a checkpoint."""
         self._wall_before = counters.wall_seconds
-        self._rate_step = counters.step
+        self._rate_step, self._rate_images = counters.step, counters.images
+
+    def figures_are_due(self, step: int, every: int, total: int) -> bool:
+        """Whether a line of figures is due after `step` of `total` steps, once in `every` steps."""
+        return step > self._rate_step and (step // every > self._rate_step // every or step >= total)
 
     def wall_seconds(self) -> float:
         """Time in the trainer, over all sessions."""
@@ -45,7 +49,7 @@ class Journal:
     def record_training(self, counters: Counters, rate: float) -> None:
         """Record the mean training loss since the last record, and start a new mean."""
         now = time.monotonic()
-        images = (counters.step - self._rate_step) * self._batch
+        images = counters.images - self._rate_images
         self.record(
             "train",
             step=counters.step,
@@ -57,7 +61,7 @@ class Journal:
             wall_seconds=self.wall_seconds(),
         )
         counters.loss_sum, counters.loss_images = 0.0, 0
-        self._rate_since, self._rate_step = now, counters.step
+        self._rate_since, self._rate_step, self._rate_images = now, counters.step, counters.images
 
     def show_progress(self, counters: Counters) -> None:
         """Tell the screen where the run stands, twice a second at the most; nothing is recorded."""

@@ -34,6 +34,7 @@ from lowmem_seq.training.noise import draw_noise
 from lowmem_seq.training.saver import Saver
 from lowmem_seq.training.schedule import learning_rate
 from lowmem_seq.training.setting import SettingInForce
+from lowmem_seq.training.source import Source, WholeOrder
 from lowmem_seq.training.state import TrainingState, final_metadata, weights_sha256
 from lowmem_seq.training.workers import Range, Worker, Workers
 
@@ -58,14 +59,22 @@ class Training:
     ) -> None:
         self.run, self.config, self.pack, self.parts = run, config, pack, parts
         self.state, self.accelerator, self.channel = state, accelerator, channel
-        self.batch = config.recipe.effective_batch
+        self.batch = self.samples = config.recipe.effective_batch
         self.workers = Workers(state.model, self.make_batches, plan.workers)
-        self.total_steps = config.total_steps(parts.train.size)
+        self.set_length(config.total_steps(parts.train.size))
         self.steps_a_train_event = STEPS_A_TRAIN_EVENT if config.data.image_size <= SMALL_IMAGE else OF_LARGE_IMAGES
-        self.mixing_ends = round(self.total_steps * (1 - config.augmentation.mixing_off_fraction))
         self.journal = Journal(run.events, channel, self.batch, parts.train.size)
+        self.source: Source = WholeOrder(lambda: state.counters, self.batch, self.total_steps)
         identity = {"experiment_sha256": config.experiment_hash(), "data_fingerprint": pack.fingerprint}
-        self.saver = Saver(run, config.checkpoint, state, identity, self.journal, lambda: channel.stop_requested)
+        self.saver = Saver(
+            run,
+            config.checkpoint,
+            state,
+            lambda: self.source,
+            identity,
+            self.journal,
+            lambda: channel.stop_requested,
+        )
         self.setting = SettingInForce(run, plan, self.workers, governor, self.journal, self.saver.patience)
 
     @property
@@ -81,6 +90,7 @@ class Training:
         """
         self.begin(kept_by)
         reached = self.train()
+        self.source.end(reached)
         self.saver.save()
         return reached and self.test()
 
@@ -88,50 +98,68 @@ class Training:
         """Do the steps that are left, each with what is due after it; return False if a stop was asked for."""
         counters = self.state.counters
         while True:
+            self.source.before_step()
             best = False
-            if self.validation_is_due(counters.step):
+            if self.source.validates and self.validation_is_due(counters.step):
                 result = self.validate()
                 if result is None:
                     return False
                 best = counters.count_validation(result.loss, result.accuracy)
-            if counters.step >= self.total_steps:
+            if self.source.is_over:
                 return True
             if self.saver.is_due(best):
                 self.saver.save()
             if not self.train_step():
                 return False
-            if counters.step % self.steps_a_train_event == 0 or counters.step == self.total_steps:
+            if self.journal.figures_are_due(counters.step, self.steps_a_train_event, self.total_steps):
                 self.journal.record_training(counters, self.rate(counters.step - 1))
 
     def train_step(self) -> bool:
-        """Do one optimizer step; return False, with everything as before it, if a stop was asked for."""
+        """Do one optimizer step, unless others do the rest; False, as before it, if a stop was asked for."""
+        ranges = self.source.take(self.batch)
+        if not ranges:
+            return not self.channel.stop_requested
+        began = time.monotonic()
         counters, recipe = self.state.counters, self.config.recipe
+        self.samples = sum(end - start for start, end in ranges)
         self.setting.change(counters.step)
-        while (losses := self.workers.run(self.micro_batches(counters.step), self.forward_and_backward)) is None:
+        while (losses := self.workers.run(self.micro_batches(ranges), self.forward_and_backward)) is None:
             if self.channel.stop_requested:
                 return False
             self.setting.change(counters.step)  # and begin the step anew
         loss = self.finite(float(torch.stack(losses).sum()), "loss")
         self.finite(self.state.optimizer.clip_gradients(recipe.clip_norm), "gradient's norm")
         with self.state.updating():
-            self.state.optimizer.step(self.rate(counters.step))
+            self.state.optimizer.step(self.rate(max(counters.step, ranges[0][0] // self.batch)))
             if self.state.average is not None:
                 self.state.average.update(counters.step)
-            counters.count_step(loss, self.batch)
+            self.source.trained(ranges, time.monotonic() - began)
+            counters.count_step(loss, self.samples, self.step_reached())
         self.setting.step_ended(self.total_steps - counters.step)
         self.journal.show_progress(counters)
         return True
 
-    def micro_batches(self, step: int) -> list[Range]:
-        """Return the ranges of global positions that step `step` is computed in."""
-        first, end, size = step * self.batch, (step + 1) * self.batch, self.plan.micro_batch
-        return [(start, min(start + size, end)) for start in range(first, end, size)]
+    def step_reached(self) -> int | None:
+        """Return how far the run is after a step, where others do some as well; the last one is the end's alone."""
+        if isinstance(self.source, WholeOrder):
+            return None
+        return min(self.source.samples_done // self.batch, self.total_steps - 1)
+
+    def set_length(self, steps: int) -> None:
+        """Let the run have so many steps."""
+        self.total_steps = steps
+        self.mixing_ends = round(steps * (1 - self.config.augmentation.mixing_off_fraction))
+
+    def micro_batches(self, ranges: list[Range]) -> list[Range]:
+        """Return the ranges of global positions that a step is computed in."""
+        size = self.plan.micro_batch
+        return [(start, min(start + size, end)) for first, end in ranges for start in range(first, end, size)]
 
     def forward_and_backward(self, worker: Worker, positions: Range) -> Tensor | None:
         """Add the gradients of a range of samples; return their share of the step's mean loss, ().
 
-        Each sample weighs 1 / effective batch, so the cut into micro-batches changes nothing but rounding. None if
-        a stop was asked for, or memory is short.
+        Each sample weighs 1 / samples of the step, so the cut into micro-batches changes nothing but rounding. None
+        if a stop was asked for, or memory is short.
         """
         if self.channel.stop_requested or self.setting.asks_to_stop():
             return None
@@ -140,7 +168,7 @@ class Training:
         noise = draw_noise(worker.model, self.config.seed, batch.epochs, batch.samples, device)
         with self.accelerator.autocast():
             logits = worker.model(batch.images.to(device), noise)  # (B, K)
-        loss = -(batch.targets.to(device) * logits.float().log_softmax(1)).sum() / self.batch
+        loss = -(batch.targets.to(device) * logits.float().log_softmax(1)).sum() / self.samples
         self.accelerator.backward(loss)
         detached: Tensor = loss.detach()
         return detached
@@ -178,11 +206,11 @@ class Training:
 
     def validation_is_due(self, step: int) -> bool:
         """Whether the weights after `step` steps are to be looked at, and were not yet."""
-        if step <= self.state.counters.validated_step:
+        validated, every = self.state.counters.validated_step, self.config.recipe.evaluate_every_epochs
+        if step <= validated:
             return False
-        every = self.config.recipe.evaluate_every_epochs
-        before, now = (int(self.journal.epoch(count)) // every for count in (step - 1, step))
-        return now > before or step == self.total_steps
+        before, now = (int(self.journal.epoch(count)) // every for count in (validated, step))
+        return now > before or step >= self.total_steps
 
     def validate(self) -> Evaluation | None:
         """Evaluate on the part that choices are made by; None if a stop was asked for."""
@@ -224,6 +252,7 @@ class Training:
     def evaluate_part(self, part: Part) -> tuple[Evaluation | None, float]:
         """Return the figures of the averaged weights on a part (None: stopped), and the seconds that it took."""
         began = time.monotonic()
+        self.source.does("evaluating")
         self.journal.show_evaluation(part.size)
         described = self.pack.description
         batches = evaluation_batches(part, described.mean, described.deviation, self.plan.micro_batch)
@@ -231,6 +260,7 @@ class Training:
             result = evaluate(
                 model, batches, len(self.parts.classes), self.accelerator, lambda: self.channel.stop_requested
             )
+        self.source.does("training")
         seconds = time.monotonic() - began
         self.journal.pause_ended(seconds)
         return result, seconds

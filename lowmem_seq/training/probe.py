@@ -15,10 +15,14 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 
 from lowmem_seq.channel import Channel
+from lowmem_seq.cluster.membership import read_membership
+from lowmem_seq.cluster.room import FP32, member_bytes
 from lowmem_seq.errors import LowmemSeqError
 from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.footprint import Facts
@@ -142,6 +146,14 @@ def _open(run: RunFolder, request: Request, facts: Facts | None, channel: Channe
     return open_training(run, plan, channel, SilentGovernor(system_reader(), os.getpid(), request.budget_bytes))
 
 
+def _reserve(training: Training) -> npt.NDArray[np.float32] | None:
+    """Return as much memory as the trainer's part in a cluster will hold; None where it has none."""
+    if read_membership(training.run) is None:
+        return None
+    weights = sum(value.numel() for value in training.state.parameters.values())
+    return np.ones(member_bytes(weights) // FP32, np.float32)
+
+
 def main() -> int:
     """Probe the run that the command line names, and say the result."""
     began = time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
@@ -156,12 +168,14 @@ def main() -> int:
         training = _open(run, request, known.facts, channel)
         if known.facts is None:
             known.facts = _facts(training, libraries_bytes)
+        reserved = _reserve(training)  # held from here on, as the trainer will hold it
         channel.say({"event": "facts", **asdict(known.facts)})
         # what passes the share that may be taken is of no use, and ends before it can pass the cap
         budget_bytes = allowed_bytes(request.budget_bytes) if request.only is None else math.inf
         cores = usable_cores(run.config.machine.threads)
         probe = Probe(training, cores, budget_bytes, request.allocator, known.save_bytes)
         Prober(probe, training, request, known, began).go()
+        del reserved
     except LowmemSeqError as error:
         channel.say_error(error)
         return error.exit_code

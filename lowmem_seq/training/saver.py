@@ -14,6 +14,7 @@ from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.patience import DiskPatience
 from lowmem_seq.training.saving import SavingClock
+from lowmem_seq.training.source import Source
 from lowmem_seq.training.state import TrainingState
 from lowmem_seq.units import format_bytes
 
@@ -28,6 +29,7 @@ class Saver:
         run: where it is kept.
         settings: how often, and how many.
         state: what is saved.
+        source: returns where the samples come from; what it has to save is saved along.
         identity: what the checkpoints of this run belong to.
         journal: hears of every save, and of every checkpoint that is passed over.
         stop_requested: whether somebody asks the run to stop; then a full disk is not waited for.
@@ -38,6 +40,7 @@ class Saver:
         run: RunFolder,
         settings: CheckpointConfig,
         state: TrainingState,
+        source: Callable[[], Source],
         identity: Mapping[str, str],
         journal: Journal,
         stop_requested: Callable[[], bool],
@@ -47,17 +50,17 @@ class Saver:
         self.patience = DiskPatience(
             run.path, journal, settings.disk_patience_seconds, run.resume_command, stop_requested
         )
-        self._run, self._settings, self._state = run, settings, state
+        self._run, self._settings, self._state, self._source = run, settings, state, source
         self.identity, self._journal = identity, journal
         self._clock = SavingClock(settings.interval)
-        self._saved_step = 0
+        self._saved = (0, 0)
 
     def is_due(self, is_best: bool) -> bool:
         """Whether to save the last complete step: by the interval, for good, or as an affordable best."""
         step, kept_for_good = self._state.counters.step, self._settings.keep_every_steps
         return (
             self._clock.is_due(step)
-            or (kept_for_good is not None and step % kept_for_good == 0)
+            or (kept_for_good is not None and step // kept_for_good > self._saved[0] // kept_for_good)
             or (is_best and self._clock.is_affordable())
         )
 
@@ -67,13 +70,15 @@ class Saver:
         Raises:
             DiskError: the disk refused for longer than the patience.
         """
-        step = self._state.counters.step
-        if step == self._saved_step:
+        step, stands = self._state.counters.step, (self._state.counters.step, self._state.counters.images)
+        if stands == self._saved:
             return
         began = time.monotonic()
         what = f"the checkpoint of step {step}"
+        self._source().does("saving")
         checkpoint, seconds = self.patience.run(what, self._save_once, self.checkpoint_bytes)
-        self._saved_step = step
+        self._source().does("training")
+        self._saved = stands
         self._journal.pause_ended(time.monotonic() - began)
         self._clock.saved(seconds)
         self._journal.record("checkpoint", step=step, path=checkpoint.path.name, seconds=seconds)
@@ -82,15 +87,14 @@ class Saver:
         began = time.monotonic()
         counters = self._state.counters
         counters.wall_seconds = self._journal.wall_seconds()
-        checkpoint = self.store.save(
-            counters.step, self._state.writers(), self.identity, counters.metrics, self.checkpoint_bytes
-        )
+        writers = {**self._state.writers(), **self._source().writers()}
+        checkpoint = self.store.save(counters.step, writers, self.identity, counters.metrics, self.checkpoint_bytes)
         return checkpoint, time.monotonic() - began
 
     @property
     def checkpoint_bytes(self) -> int:
         """What one checkpoint needs on the disk."""
-        return self._state.saved_bytes + HEADER_BYTES
+        return self._state.saved_bytes + self._source().saved_bytes + HEADER_BYTES
 
     def require_disk_space(self) -> None:
         """See before the first step whether the disk has room for what will lie there side by side.
@@ -113,8 +117,8 @@ class Saver:
                 "make room, or put the run elsewhere: --run-dir DIR",
             )
 
-    def load_newest(self) -> None:
-        """Take up the newest checkpoint that verifies; where none was ever saved, step 0 it is.
+    def load_newest(self) -> Checkpoint | None:
+        """Take up the newest checkpoint that verifies, and return it; where none was ever saved, step 0 it is.
 
         Raises:
             NoCheckpointError: checkpoints were saved, and none verifies, or none is there.
@@ -125,12 +129,15 @@ class Saver:
         )
         if checkpoint is not None:
             self._state.load(checkpoint)
-            self._saved_step = self._state.counters.step
-            self._journal.take_up(self._state.counters)
-            return
+            counters = self._state.counters
+            self._saved = (counters.step, counters.images)
+            self._clock.take_up(counters.step)
+            self._journal.take_up(counters)
+            return checkpoint
         saved = [event.get("step") for event in self._run.events if event["event"] == "checkpoint"]
         if saved:
             raise NoCheckpointError(
                 f"step {saved[-1]} of this run was saved, and {self.store.folder} holds no checkpoint now.",
                 "restore the folder from a copy, or start a new run with lowmem-seq train",
             )
+        return None

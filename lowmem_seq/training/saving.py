@@ -27,17 +27,24 @@ class SavingClock:
         self._interval = interval
         self._seconds = interval.amount if interval.kind == "seconds" else 2 * SHORTEST_SECONDS
         self._saved_at = time.monotonic()
+        self._step = 0
         self._cost_seconds = FIRST_COST_SECONDS
 
     def is_due(self, step: int) -> bool:
-        """Whether to save after `step` steps."""
+        """Whether to save after `step` steps; asked after each of them, once."""
         if self._interval.kind == "steps":
-            return step % int(self._interval.amount) == 0
+            every, before = int(self._interval.amount), self._step
+            self._step = step
+            return step // every > before // every  # where others do steps as well, a multiple may be passed over
         return time.monotonic() - self._saved_at >= self._seconds
 
     def is_affordable(self) -> bool:
         """Whether one save more, out of turn, stays under 1 % of the time since the last one."""
         return time.monotonic() - self._saved_at >= self._cost_seconds / LARGEST_SHARE
+
+    def take_up(self, step: int) -> None:
+        """Count on from a checkpoint."""
+        self._step = step
 
     def saved(self, cost_seconds: float) -> None:
         """Note a save, and what it cost."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from lowmem_seq.channel import Channel
+from lowmem_seq.cluster.membership import machine_of, read_membership
 from lowmem_seq.config import RunConfig
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Parts, open_parts
@@ -21,6 +23,9 @@ from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.device import make_accelerator
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from lowmem_seq.training.together import Together
 
 
 def open_data(run: RunFolder, config: RunConfig) -> tuple[Pack, Parts]:
@@ -85,3 +90,41 @@ def open_training(
             tell_peak=lambda peak_bytes: channel.say({"event": "peak", "bytes": peak_bytes}),
         )
     return Training(run, config, plan, pack, parts, state, accelerator, channel, governor)
+
+
+def find_others(training: Training) -> Together | None:
+    """Have a training's samples come from the cluster that its run folder names for this session, if it names one.
+
+    Raises:
+        UsageError: there is no token, or the folder's part in the cluster is damaged.
+    """
+    membership = read_membership(training.run)
+    if membership is None:
+        return None
+    from lowmem_seq.training.together import Together  # pyzmq, for those who need it
+
+    together = Together(training, membership, training.pack.fingerprint)
+    training.source = together
+    return together
+
+
+def take_up_newest(training: Training) -> None:
+    """Load the newest checkpoint, and have the samples come from where it says: others, the rest, or all.
+
+    Raises:
+        NoCheckpointError: there were some, and none can be gone on from.
+        ClusterError: the machines that this session is to train with are not there, or refuse this one.
+        UsageError: the checkpoints belong to another experiment, or there is no token.
+    """
+    others, machine = find_others(training), machine_of(training.run)
+    checkpoint = training.saver.load_newest()
+    if others is not None:
+        others.join(checkpoint)
+        return
+    if machine is None or checkpoint is None:
+        return
+    from lowmem_seq.training.rest import Rest, standing_of
+
+    saved = standing_of(checkpoint)
+    if saved is not None:
+        training.source = Rest(training, machine, saved)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,13 @@ import pytest
 from rich.console import Console
 
 from lowmem_seq.cli import train as module
+from lowmem_seq.cli.cluster import LOOPBACK, Part
+from lowmem_seq.cluster.membership import take_part
+from lowmem_seq.cluster.token import new_token, parse_token
 from lowmem_seq.config import RunConfig, load_preset, override, validate
-from lowmem_seq.runs.folder import RunFolder, open_run
+from lowmem_seq.runs.folder import RunFolder, create_run, open_run
 from tests.cli.conftest import CommandLine
+from tests.cli.test_start import assert_refused
 
 
 class Sessions:
@@ -17,6 +22,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self.started: list[tuple[RunFolder, RunConfig, bool, bool]] = []
+        self.parts: list[Part | None] = []
 
     def __call__(
         self,
@@ -26,8 +32,10 @@ class Sessions:
         quiet: bool,
         plan_anew: bool,
         changes: dict[str, Any] | None = None,
+        part: Part | None = None,
     ) -> None:
         self.started.append((run, config, quiet, plan_anew))
+        self.parts.append(part)
         if changes:
             module._write_changes(run, config, changes, plan_anew)
 
@@ -136,3 +144,81 @@ def test_a_preset_s_own_file_can_be_trained(command_line: CommandLine, sessions:
     Path("mine.yaml").write_text(preset("seed=5").to_yaml(), encoding="utf-8")
     assert command_line("train", "mine.yaml", "--run-dir", "here").code == 0
     assert sessions.started[0][1].seed == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ([], None),
+        (["--host"], Part(True, LOOPBACK, 29500)),
+        (["--host", "--port", "4000"], Part(True, LOOPBACK, 4000)),
+        (["--join", "10.0.0.7"], Part(False, "10.0.0.7", 29500)),
+        (["--join", "10.0.0.7:4000"], Part(False, "10.0.0.7", 4000)),
+        (["--join", "[fe80::1]:4000"], Part(False, "fe80::1", 4000)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_the_part_among_several_machines_reaches_the_session(
+    command_line: CommandLine,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    part: Part | None,
+    command: str,
+) -> None:
+    monkeypatch.setenv("LOWMEM_SEQ_TOKEN", new_token().code)
+    target = "tiny"
+    if command == "resume":
+        create_run(Path("before"), preset())
+        target = "before"
+    ended = command_line(command, target, *flags)
+    assert ended.code == 0, ended.err
+    assert sessions.parts == [part]
+
+
+def test_a_host_without_a_token_makes_one(
+    command_line: CommandLine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOWMEM_SEQ_TOKEN", "")
+    assert command_line("train", "tiny", "--host").code == 0
+    parse_token(os.environ["LOWMEM_SEQ_TOKEN"])
+
+
+@pytest.mark.parametrize("flags", [["--host"], ["--join", "10.0.0.7"]], ids=" ".join)
+def test_a_resume_takes_the_token_of_the_session_before(
+    command_line: CommandLine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    code = new_token().code
+    take_part(create_run(Path("before"), preset()), "host", "127.0.0.1", 4000, code)
+    monkeypatch.setenv("LOWMEM_SEQ_TOKEN", "")
+    assert command_line("resume", "before", *flags).code == 0
+    assert os.environ["LOWMEM_SEQ_TOKEN"] == code
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "hint"),
+    [
+        (["--join", "10.0.0.7"], "LOWMEM_SEQ_TOKEN is not set", "LOWMEM_SEQ_TOKEN="),
+        (["--port", "4000"], "--port belongs to --host", "--join IP:4000"),
+        (["--host", "--join", "10.0.0.7"], "--host and --join were both given", "--host on one machine"),
+    ],
+)
+def test_a_part_that_can_t_be_is_refused_before_anything_is_made(
+    command_line: CommandLine,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    said: str,
+    hint: str,
+) -> None:
+    monkeypatch.setenv("LOWMEM_SEQ_TOKEN", "")
+    assert_refused(command_line("train", "tiny", "--run-dir", "there", *flags), 2, said, hint)
+    assert not Path("there").exists()
+    assert sessions.started == []
+
+
+def test_a_token_is_printed_alone_for_a_shell_to_take(command_line: CommandLine) -> None:
+    first, second = command_line("token"), command_line("token")
+    assert first.code == 0
+    assert parse_token(first.out.strip()).code == first.out.strip() != second.out.strip()

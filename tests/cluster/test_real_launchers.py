@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from typing import Any
 import pytest
 
 from lowmem_seq.cluster.worlds import OF_A_WORLD, PREFIXES_OF_A_WORLD
+from tests.builders import free_port
 from tests.cluster.testbed import Network, network
 
 SECONDS = 120.0
 SHOWS = """
-import dataclasses, json, sys
+import dataclasses, json, os, sys
 from lowmem_seq.cluster.launch import read_launch
 from lowmem_seq.cluster.surroundings import look_around
 from lowmem_seq.cluster.worlds import environment_of_one, threads_asked
@@ -35,7 +35,7 @@ except UsageError as error:
     told = {"error": error.message, "hint": error.hint}
 told["torch"] = "torch" in sys.modules
 told["threads"], told["kept"], told["arguments"] = threads_asked(around), environment_of_one(around), sys.argv[1:]
-print("SHOWN " + json.dumps(told), flush=True)
+os.write(1, b"\\nSHOWN " + json.dumps(told).encode() + b"\\n")  # at once, or two processes mix their lines
 """
 ACCELERATE = ("accelerate", "launch")
 IP, PORT = "--main_process_ip=127.0.0.1", "--main_process_port=PORT"
@@ -88,9 +88,7 @@ def launch(
 
 def launched(tmp_path: Path, *words: str, machines: int = 2, net: Network | None = None) -> list[dict[str, Any]]:
     """What the processes of all machines found, in the order of machines and of processes on each."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = int(taken.getsockname()[1])
+    port = free_port()
     starts = [start_here] * machines if net is None else [machine.start for machine in net.machines]
     started = [launch(start, tmp_path, rank, port, words) for rank, start in enumerate(starts)]
     try:

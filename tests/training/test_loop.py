@@ -301,7 +301,7 @@ def test_a_disk_that_stays_full_is_waited_for_as_long_as_was_asked_for(
     with pytest.raises(DiskError, match=r"the checkpoint of step 1 could not be written for 7 s: .* are needed"):
         training.saver.save()
     assert full_disk == [1007.0]
-    assert training.saver._saved_step == 0
+    assert training.saver._saved == (0, 0)
     assert told(training.run, "checkpoint") == []
 
 

@@ -50,8 +50,13 @@ def test_every_so_many_steps_whatever_the_time(now: Time) -> None:
 
 def test_steps_are_counted_from_the_run_s_start_also_after_a_resume(now: Time) -> None:
     clock = SavingClock(parse_interval("20steps"))
-    clock.saved(1.0)
+    clock.take_up(46)
     assert [step for step in range(47, 65) if clock.is_due(step)] == [60]
+
+
+def test_a_multiple_that_others_passed_over_is_saved_after_it(now: Time) -> None:
+    clock = SavingClock(parse_interval("50steps"))
+    assert [step for step in (10, 48, 120, 130, 149, 310) if clock.is_due(step)] == [120, 310]
 
 
 def test_every_so_many_seconds_since_the_last_save(now: Time) -> None:

@@ -89,6 +89,7 @@ def test_a_checkpoint_is_files_that_anyone_can_read(save: Save) -> None:
     assert bytes_of(load_file(folder / "model.safetensors")) == bytes_of(state.parameters)
     assert json.loads((folder / "state.json").read_text()) == {
         "step": 2,
+        "images": 0,
         "loss_sum": 0.2,
         "loss_images": 64,
         "wall_seconds": 0.0,
@@ -136,7 +137,9 @@ def edited(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
 def test_counters_of_the_first_release_are_taken_up(save: Save) -> None:
     state = fresh(0)
     train(state, 2)
-    checkpoint = edited(save(state), validated_step=..., val_loss=..., val_accuracy=..., best_val_accuracy=...)
+    checkpoint = edited(
+        save(state), images=..., validated_step=..., val_loss=..., val_accuracy=..., best_val_accuracy=...
+    )
     assert len(json.loads((checkpoint.path / "state.json").read_text())) == 4
     again = fresh(1)
     again.load(checkpoint)
@@ -251,6 +254,7 @@ def test_a_fresh_state_is_at_step_zero() -> None:
     state = fresh(0)
     assert asdict(state.counters) == {
         "step": 0,
+        "images": 0,
         "loss_sum": 0.0,
         "loss_images": 0,
         "wall_seconds": 0.0,

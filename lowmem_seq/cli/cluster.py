@@ -1,0 +1,174 @@
+"""What several machines have to do with a command: how it was launched, the token, what is said at the start."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from lowmem_seq.cli.screen import SessionScreen
+from lowmem_seq.cli.terminal import print_data
+from lowmem_seq.cluster.launch import Launch, read_launch
+from lowmem_seq.cluster.launchers import DEFAULT_PORT
+from lowmem_seq.cluster.membership import code_of, take_no_part, take_part
+from lowmem_seq.cluster.surroundings import Surroundings, local_addresses, look_around
+from lowmem_seq.cluster.worlds import environment_of_one
+from lowmem_seq.errors import UsageError
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.cluster import Cluster
+from lowmem_seq.supervisor.signals import StopSignals
+
+HostOption = Annotated[bool, typer.Option("--host", help="Train with others, and lead them; --join is for those.")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="With --host: where to listen (29500).")]
+JoinOption = Annotated[str | None, typer.Option(metavar="IP:PORT", help="Train with the machine that hosts.")]
+TOKEN_VARIABLE = "LOWMEM_SEQ_TOKEN"
+LOOPBACK = "127.0.0.1"
+OWN_FLAGS = ("--port", "--run-dir", "--max-ram", "--micro-batch", "--device", "--max-restarts", "--data", "--set")
+"""Each machine's own: another one that joins is not told to take the same."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part that this machine is to take among several."""
+
+    hosts: bool
+    address: str
+    """Of the hub, as this machine dials it."""
+    port: int
+
+
+def token() -> None:
+    """Make a join code for machines that train together: export LOWMEM_SEQ_TOKEN=$(lowmem-seq token)."""
+    from lowmem_seq.cluster.token import new_token  # pyzmq, for those who need it
+
+    print_data(new_token().code)
+
+
+def read_part(host: bool, port: int | None, join: str | None, console: Console) -> Part | None:
+    """Return this machine's part, None where it trains alone; from here on nothing of a launcher is in the way.
+
+    Args:
+        host: `--host` was given.
+        port: what `--port` was given.
+        join: what `--join` was given.
+        console: hears why a process ends that has nothing to do.
+
+    Raises:
+        UsageError: what was asked for is ambiguous or contradicts itself.
+        typer.Exit: another process of this machine does the work.
+    """
+    if port is not None and not host:
+        raise UsageError("--port belongs to --host.", f"--join IP:{port} on the other machines")
+    around = look_around()
+    launch = read_launch(around, host=("" if port is None else str(port)) if host else None, join=join)
+    _clear_environment(around)
+    if not launch.leads_its_machine:
+        console.print(
+            Text(
+                f"process {launch.local_rank} of this machine ends here: its first process trains, on all cores "
+                "that the plan takes"
+            )
+        )
+        raise typer.Exit
+    return part_of(launch) if launch.several_machines else None
+
+
+def part_of(launch: Launch) -> Part:
+    """Return the part that a launch of several machines gives this one."""
+    port = (launch.port or DEFAULT_PORT) + launch.port_taken
+    if launch.hosts:
+        return Part(True, LOOPBACK, port)
+    assert launch.address is not None
+    return Part(False, launch.address, port)
+
+
+def _clear_environment(around: Surroundings) -> None:
+    """Leave nothing in the environment that a launcher said of a world: our children are worlds of one."""
+    kept = environment_of_one(around)
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
+    os.environ.update(kept)
+
+
+def have_token(part: Part, run: RunFolder | None = None) -> str:
+    """See that there is a token, for children by the environment; return how others join, for people.
+
+    That is the environment's, or the one of the session before, or, for a host, a new one.
+
+    Args:
+        part: this machine's.
+        run: what is resumed, if anything.
+
+    Raises:
+        UsageError: a machine that joins has none, or it is no join code.
+    """
+    from lowmem_seq.cluster.token import new_token, token_from_environment  # pyzmq, for those who need it
+
+    is_given = bool(os.environ.get(TOKEN_VARIABLE, "").strip())
+    if not is_given and run is not None and code_of(run):
+        os.environ[TOKEN_VARIABLE] = code_of(run)
+    elif not is_given and part.hosts:
+        os.environ[TOKEN_VARIABLE] = new_token().code
+    code = token_from_environment().code
+    command = join_command(sys.argv[1:], own_address(), part.port)
+    if is_given:
+        return f"On each other machine, with the same {TOKEN_VARIABLE}:\n        {command}"
+    return (
+        'On each other machine, with this join code (PowerShell: $env:NAME = "CODE"):\n'
+        f"        export {TOKEN_VARIABLE}={code}\n        {command}"
+    )
+
+
+def join_command(words: list[str], address: str, port: int) -> str:
+    """Return the command by which another machine joins one that was started with these words.
+
+    Of a run that is resumed, which the other machine may not have, it is that machine's own folder.
+    """
+    kept: list[str] = []
+    left = [part for word in words for part in (word.split("=", 1) if word.startswith(OWN_FLAGS) else [word])]
+    while left:
+        word = left.pop(0)
+        if word == "--data":
+            source = left.pop(0)
+            kept += [word, "ITS_PLACE_THERE" if Path(source).exists() else source]
+        elif word == "--set" and not left[0].startswith(("machine.", "cluster.", "checkpoint.")):
+            kept += [word, left.pop(0)]
+        elif word in OWN_FLAGS:
+            left.pop(0)
+        elif word != "--host":
+            kept.append(word)
+    if "resume" in kept[:2]:
+        kept = ["resume", "ITS_RUN_DIR"]
+    return f"lowmem-seq {shlex.join(kept)} --join {address}:{port}"
+
+
+def own_address() -> str:
+    """Return an address by which others reach this machine, as far as it can tell: the first that is not local."""
+    private = sorted(local_addresses(), key=lambda text: (":" in text, not text.startswith("192.168."), text))
+    return next((text for text in private if ":" not in text), private[0] if private else "ADDRESS")
+
+
+@contextmanager
+def cluster_of(
+    run: RunFolder, part: Part | None, screen: SessionScreen, stops: StopSignals
+) -> Iterator[Cluster | None]:
+    """Give what this session has to do with others, if anything, and end it with the session."""
+    if part is None:
+        take_no_part(run)
+        yield None
+        return
+    invitation = have_token(part, run)
+    screen.invite(invitation)
+    role, code = "host" if part.hosts else "member", os.environ[TOKEN_VARIABLE]
+    membership = take_part(run, role, part.address, part.port, code)  # type: ignore[arg-type]
+    with Cluster(run, membership, screen, stops) as cluster:
+        yield cluster
