@@ -161,9 +161,9 @@ def uses(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def page(results: dict[str, Any]) -> str:
     """Return the tables as Markdown."""
+    accuracy = [*prediction_table(predictions(results["accuracy"])), ""] if results["accuracy"] else []
     lines = [
-        *prediction_table(predictions(results["accuracy"])),
-        "",
+        *accuracy,
         "| preset | cap | plan | peak, of the cap | images/s | of the best found | the best | planned in |",
         "|---|---|---|---:|---:|---:|---|---:|",
     ]
