@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cli.terminal import print_data
 from lowmem_seq.cluster.launch import Launch, read_launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
@@ -25,6 +24,7 @@ from lowmem_seq.cluster.worlds import environment_of_one
 from lowmem_seq.errors import UsageError
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.cluster import Cluster
+from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 
 HostOption = Annotated[bool, typer.Option("--host", help="Train with others, and lead them; --join is for those.")]
@@ -158,16 +158,12 @@ def own_address() -> str:
 
 
 @contextmanager
-def cluster_of(
-    run: RunFolder, part: Part | None, screen: SessionScreen, stops: StopSignals
-) -> Iterator[Cluster | None]:
+def cluster_of(run: RunFolder, part: Part | None, screen: Screen, stops: StopSignals) -> Iterator[Cluster | None]:
     """Give what this session has to do with others, if anything, and end it with the session."""
     if part is None:
         take_no_part(run)
         yield None
         return
-    invitation = have_token(part, run)
-    screen.invite(invitation)
     role, code = "host" if part.hosts else "member", os.environ[TOKEN_VARIABLE]
     membership = take_part(run, role, part.address, part.port, code)  # type: ignore[arg-type]
     with Cluster(run, membership, screen, stops) as cluster:

@@ -25,9 +25,19 @@ SETTING_WORDS = {"micro_batch": "micro-batch", "workers": "workers", "recomputed
 
 
 class SessionScreen:
-    """Shows one session; everything it says can be found again in the run folder's events."""
+    """Shows one session; everything it says can be found again in the run folder's events.
 
-    def __init__(self, console: Console, run: RunFolder, config: RunConfig, quiet: bool) -> None:
+    Args:
+        console: where.
+        run: what is trained.
+        config: its settings.
+        quiet: say only what is needed.
+        invitation: how other machines join this one, to be said once they can.
+    """
+
+    def __init__(
+        self, console: Console, run: RunFolder, config: RunConfig, quiet: bool, invitation: str = ""
+    ) -> None:
         self._console, self._run, self._config, self._quiet = console, run, config, quiet
         self._plan: Plan | None = None
         self._live: Live | None = None
@@ -42,7 +52,7 @@ class SessionScreen:
         self._packing = ""
         self._probing = False
         self._peers: list[dict[str, Any]] = []
-        self._dialled = self._invitation = ""
+        self._invitation, self._dialled = invitation, ""
 
     def __enter__(self) -> SessionScreen:
         if self._console.is_terminal and not self._quiet:
@@ -67,10 +77,6 @@ class SessionScreen:
     def show_plan(self, plan: Plan) -> None:
         """Take in the plan that the session will follow."""
         self._plan = plan
-
-    def invite(self, told: str) -> None:
-        """Take in how other machines join, to be said once they can."""
-        self._invitation = told
 
     def show_memory(self, tree: int, peak: int, cap: int) -> None:
         """Show what the process tree holds, its peak, and its cap, all in bytes."""
@@ -109,7 +115,7 @@ class SessionScreen:
         self._total_steps, self._epochs = int(message["total_steps"]), float(message["epochs"])
         self._epoch = self._step / self._total_steps * self._epochs
         self._began = self._saved_at = time.monotonic()
-        self._saved_step = self._step or None
+        self._saved_step = self._step if message.get("resumed", self._step) else None
         self._activity = "training"
         self._line(self._headline(message))
 
@@ -259,7 +265,8 @@ class SessionScreen:
         lines.append(describe_cap(started.get("cap_enforced_by")))
         lines.append(f"run     {self._run.path}")
         if self._step:
-            lines.append(f"goes on after step {self._step:,} of {self._total_steps:,}")
+            verb = "goes on" if started.get("resumed", True) else "joins"
+            lines.append(f"{verb} after step {self._step:,} of {self._total_steps:,}")
         return "\n".join(lines)
 
     def _seconds_left(self) -> float | None:

@@ -94,10 +94,9 @@ def train(
     if dry_run:
         show_plan(config, quiet)
         return
-    if part is not None:
-        have_token(part)  # before anything is made
+    invitation = "" if part is None else have_token(part)  # before anything is made
     run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
-    _run_session(run, config, console, quiet, plan_anew=True, part=part)
+    _run_session(run, config, console, quiet, plan_anew=True, part=part, invitation=invitation)
 
 
 def resume(
@@ -144,9 +143,8 @@ def resume(
     changes = {key: value for key, value in flags.items() if value is not None}
     if micro_batch is not None:
         changes["machine.micro_batch"] = micro_batch
-    if part is not None:
-        have_token(part, run)
-    _run_session(run, config, console, quiet, plan_anew=replan, changes=changes, part=part)
+    invitation = "" if part is None else have_token(part, run)
+    _run_session(run, config, console, quiet, plan_anew=replan, changes=changes, part=part, invitation=invitation)
 
 
 def _run_session(
@@ -157,6 +155,7 @@ def _run_session(
     plan_anew: bool,
     changes: dict[str, Any] | None = None,
     part: Part | None = None,
+    invitation: str = "",
 ) -> None:
     path = shlex.quote(str(run.path))
     with StopSignals() as stops, run.locked():
@@ -167,7 +166,7 @@ def _run_session(
                 _write_changes(run, config, changes, plan_anew)
             _tell_of_another_environment(run, console)
             with (
-                SessionScreen(console, run, config, quiet) as screen,
+                SessionScreen(console, run, config, quiet, invitation) as screen,
                 cluster_of(run, part, screen, stops) as others,
             ):
                 plan = session.prepare(run, config, screen, stops, plan_anew, others)

@@ -286,6 +286,7 @@ class Training:
         self.journal.record(
             "session_started",
             step=self.state.counters.step,
+            resumed=self.saver.has_saved,
             total_steps=self.total_steps,
             epochs=self.journal.epoch(self.total_steps),
             parameters=parameter_count(self.state.model),

@@ -92,6 +92,11 @@ class Saver:
         return checkpoint, time.monotonic() - began
 
     @property
+    def has_saved(self) -> bool:
+        """Whether there is a checkpoint, of this session or taken up by it."""
+        return self._saved != (0, 0)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """What one checkpoint needs on the disk."""
         return self._state.saved_bytes + self._source().saved_bytes + HEADER_BYTES

@@ -33,9 +33,11 @@ class Sessions:
         plan_anew: bool,
         changes: dict[str, Any] | None = None,
         part: Part | None = None,
+        invitation: str = "",
     ) -> None:
         self.started.append((run, config, quiet, plan_anew))
         self.parts.append(part)
+        assert (part is None) == (invitation == "")
         if changes:
             module._write_changes(run, config, changes, plan_anew)
 
