@@ -73,6 +73,7 @@ def rows(standing: Status, now: float) -> list[tuple[str, RenderableType]]:
             ("learning", _learning(standing)),
             ("test", _test(standing)),
             ("speed", _speed(standing)),
+            ("with", _others(standing)),
             ("RAM", _memory(standing, now)),
             ("saved", _saved(standing, now)),
             ("restarts", _restarts(standing)),
@@ -110,6 +111,13 @@ def _why(standing: Status, now: float) -> str:
     if standing.cause is not None:
         return f": {standing.cause.removesuffix('.')}{ago}"
     return (", the trainer has not begun yet" if standing.starting else "") + ago
+
+
+def _others(standing: Status) -> str:
+    count = standing.figures["peers"]
+    if count is None:
+        return ""
+    return "no other machine at present" if not count else f"{count} other machine{'s' * (count > 1)}"
 
 
 def _progress(standing: Status) -> str:

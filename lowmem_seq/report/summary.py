@@ -48,10 +48,7 @@ UNKNOWN: Summary = {
 }
 
 
-WORDS = (
-    *("run", "name", "state", "data", "classes", "class_accuracies", "device", "precision", "weights_sha256"),
-    "peers",
-)
+WORDS = (*("run", "name", "state", "data", "classes", "class_accuracies", "device", "precision", "weights_sha256"),)
 """What is no number."""
 OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256")
 """What the end of a run tells; a session that goes on with it takes it back."""
@@ -125,6 +122,10 @@ def _summarise(run: RunFolder) -> Summary:
         elif kind == "checkpoint":
             summary["saved_step"] = event.get("step")
             summary.update(_standing_at(event.get("step"), started))
+        elif kind == "session_opened":
+            summary["peers"] = None
+        elif kind == "peers_present":
+            summary["peers"] = int(event["others"])
         elif kind == "trainer_restarted":
             summary["restarts"] += 1
         elif kind == "memory":
@@ -141,6 +142,8 @@ def _summarise(run: RunFolder) -> Summary:
         summary["images_per_second"] = middle(rates)
     if run.is_locked():
         summary["state"] = "paused" if paused else "running"
+    else:
+        summary["peers"] = None  # nobody is present any more
     return summary
 
 

@@ -234,6 +234,7 @@ class Together:
     def _tell(self, message: dict[str, Any]) -> None:
         if message["event"] == "member_peers":
             self._show_peers()
+            self._training.journal.record("peers_present", others=max(0, len(self._member.peers) - 1))
             return
         if self._membership.hosts and message["event"] in TOLD_BY_THE_HUB:
             return

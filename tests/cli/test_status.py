@@ -325,3 +325,15 @@ def test_the_command_explains_itself(command_line: CommandLine, command: str, fl
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: lowmem-seq {command} [OPTIONS]")
     assert "--json" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("others", "words"), [(0, "no other machine at present"), (1, "1 other machine"), (2, "2 other machines")]
+)
+def test_other_machines_are_told_while_the_run_goes_on(
+    command_line: CommandLine, run: RunFolder, others: int, words: str
+) -> None:
+    run.events.append("peers_present", others=others)
+    with run.locked():
+        assert words in command_line("status", str(run.path)).out
+    assert words not in command_line("status", str(run.path)).out

@@ -283,3 +283,18 @@ def test_a_run_that_the_disk_refuses_spoils_no_other(run: RunFolder, monkeypatch
     monkeypatch.setattr(RunFolder, "is_locked", refuse)
     (told,) = summarise_all([run])
     assert told["state"] == "unreadable: it can't be read: the disk says no"
+
+
+def test_other_machines_are_counted_while_the_run_goes_on(run: RunFolder) -> None:
+    start_session(run)
+    tell(run, "peers_present", others=1)
+    with run.locked():
+        assert told(run, "peers") == [1]
+        tell(run, "peers_present", others=0)
+        assert told(run, "peers") == [0]
+        start_session(run, step=10)  # the trainer was started again
+        assert told(run, "peers") == [0]
+        tell(run, "session_opened", supervisor_pid=1)
+        assert told(run, "peers") == [None]
+    tell(run, "peers_present", others=2)
+    assert told(run, "peers") == [None]
