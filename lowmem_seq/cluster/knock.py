@@ -22,7 +22,7 @@ from lowmem_seq.cluster.token import token_from_environment
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.runs.folder import RunFolder, open_run
 
-SECONDS_TO_ANSWER = 55.0
+SECONDS_TO_ANSWER = 45.0
 """With the start of a process and its imports, that is within the minute in which a wrong launch is told."""
 
 

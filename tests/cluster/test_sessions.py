@@ -145,6 +145,9 @@ def test_a_trainer_that_dies_is_started_again_and_joins_again(two: TwoMachines) 
 def test_both_are_stopped_and_go_on(two: TwoMachines) -> None:
     host, joiner = two.host(), two.join()
     two.wait_for_round(host)
+    for name in ("host", "joiner"):
+        told = json.loads(lowmem_seq("status", name, "--json", cwd=two.folder).stdout)
+        assert (told["state"], told["peers"]) == ("running", 1)
     joiner.process.send_signal(signal.SIGINT)
     host.process.send_signal(signal.SIGINT)
     joiner.ended(4)
