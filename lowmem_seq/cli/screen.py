@@ -229,6 +229,9 @@ class SessionScreen:
         self._peers = []
         self._warn("the host is gone; this machine trains on alone, and dials again and again")
 
+    def _on_member_refused(self, message: Message) -> None:
+        self._warn(f"{message['cause']}; this machine goes on alone")
+
     def _on_member_begins_anew(self, message: Message) -> None:
         self._warn(f"this machine begins anew at the common weights: {message['cause']}")
 
@@ -265,7 +268,7 @@ class SessionScreen:
         lines.append(describe_cap(started.get("cap_enforced_by")))
         lines.append(f"run     {self._run.path}")
         if self._step:
-            verb = "goes on" if started.get("resumed", True) else "joins"
+            verb = "resumes" if started.get("resumed", True) else "joins"
             lines.append(f"{verb} after step {self._step:,} of {self._total_steps:,}")
         return "\n".join(lines)
 

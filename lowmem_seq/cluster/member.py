@@ -39,12 +39,14 @@ from lowmem_seq.cluster.member_work import Work
 from lowmem_seq.cluster.messages import Base, Bye, FromClient, Hello, Peer, Settings
 from lowmem_seq.cluster.ranges import Range
 from lowmem_seq.cluster.token import Token, machine_id
-from lowmem_seq.cluster.wire import LINGER_SECONDS, Sent
+from lowmem_seq.cluster.wire import Sent
 from lowmem_seq.errors import ClusterError
 
 State = Literal["training", "evaluating", "saving", "paused"]
 """What the loop may say that it does."""
 Reason = Literal["finished", "stopped", "failed"]
+LAST_WORDS_SECONDS = 5.0
+"""For a leave to be said; it ends as soon as that is on its way."""
 LOOK_SECONDS = 0.1
 """How often a thread that waits looks whether a stop is requested."""
 
@@ -321,7 +323,7 @@ class Member:
 
     def close(self) -> None:
         """Break off without a word, as after an error; `end` does it by itself."""
-        self._last_words_until = time.monotonic() + LINGER_SECONDS
+        self._last_words_until = time.monotonic() + LAST_WORDS_SECONDS
         self._ending = True
         if self._thread.ident is not None:
             self._wake()

@@ -53,6 +53,8 @@ Post = Callable[[FromClient, Sequence[bytes]], Sent]
 
 ANSWER_SECONDS = 5.0
 """How long an answer may take before the question is asked again."""
+STRANGE_HUB_SECONDS = 60.0
+"""After which a hub that is another run's is asked again."""
 FULL_SECONDS = 0.02
 """How long to wait where a connection takes nothing more at the moment."""
 LONGEST_SECONDS = 0.5
@@ -155,7 +157,7 @@ class Talk:
             case Welcome():
                 self._on_welcome(message)
             case Refused():
-                self.trouble = refused(message)
+                self._on_refused(message)
             case GoAway():
                 self._on_go_away(message)
             case Leased():
@@ -179,6 +181,16 @@ class Talk:
         """Return an update that the replica is to receive now, and forget it."""
         update, self._arrived = self._arrived, None
         return update
+
+    def _on_refused(self, message: Refused) -> None:
+        """Stay outside; a machine that was in goes on alone: it is another run's hub that listens there now."""
+        if self.welcome is not None:
+            self._go_alone()
+        if self._work.lone is None:
+            self.trouble = refused(message)
+            return
+        self._tell({"event": "member_refused", "cause": refused(message).message})
+        self._welcomed, self._hello_due = False, self._clock() + STRANGE_HUB_SECONDS
 
     def _on_welcome(self, message: Welcome) -> None:
         work = self._work

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from lowmem_seq.cluster.compression import CODECS, Chunks, Fp32
+from lowmem_seq.cluster.compression import CODECS, ChunkError, Chunks, Fp32
 from lowmem_seq.cluster.deltas import Parcel
 from lowmem_seq.cluster.hub_end import Arrived, HubEnd
 from lowmem_seq.cluster.layout import Floats, Layout
@@ -121,11 +121,18 @@ class PocketHub:
             self._say(machine, WeightsPiece("fp32", index, len(pieces), total, part, base), piece)  # type: ignore[arg-type]
 
     def _take(self, machine: str, message: DeltaPiece, payload: bytes) -> None:
-        if message.index == 0:
-            chunks = Chunks(self._layout.elements, CODECS[message.encoding])
-            self._deltas[machine] = message.delta, Assembly(chunks)
-        number, assembly = self._deltas[machine]
-        assembly.take(message, payload)
+        number, assembly = self._deltas.get(machine, (-1, None))
+        if number == message.delta and assembly is not None and assembly.is_whole:
+            return  # it came before, as the hub has it
+        if message.index == 0 or assembly is None:
+            number, assembly = message.delta, Assembly(Chunks(self._layout.elements, CODECS[message.encoding]))
+            self._deltas[machine] = number, assembly
+        try:
+            assembly.take(message, payload)
+        except ChunkError as error:  # as the hub does: the machine begins anew
+            del self._deltas[machine]
+            self._end.drop(machine, "dropped", str(error))
+            return
         if any(one.delta == message.delta for _, _, _, (one,) in self._updates):
             return  # its update was lost on the way, and is on its way again
         if assembly.is_whole and self.merges:

@@ -495,6 +495,14 @@ def test_a_machine_whose_work_was_refused_and_whose_hub_is_gone_goes_back_to_wha
     assert scene.work.holdings.take(8) == [(0, 8)]
 
 
+def test_a_machine_that_was_in_goes_on_alone_where_another_run_s_hub_refuses_it(scene: Scene) -> None:
+    scene.train(8, 1, 2)
+    scene.tell(Refused("experiment", "aa", "bb", "the same preset"))
+    assert scene.talk.trouble is None
+    assert scene.work.lone is not None
+    assert scene.told[-1]["event"] == "member_refused"
+
+
 # Checkpoints
 
 
