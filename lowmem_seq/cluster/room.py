@@ -1,4 +1,4 @@
-"""What laptop mode holds in memory beside the training itself, for the plan: measured in docs/results.md.
+"""What laptop mode holds in memory beside the training itself, as the plan reckons it.
 
 A member keeps the common base, its last delta, what compression lost, and one received update. The hub keeps the
 base, what compression lost, the deltas of a round and the update made of them; most where those are fp32. What a
