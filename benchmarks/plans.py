@@ -52,6 +52,8 @@ CAPS = {
 """Under which a plan is compared with all that could have been chosen."""
 CONTENDERS, TURNS = 4, 5
 """How many of the fastest are measured again beside the plan, and how often each."""
+FEWEST_TURNS = 3
+"""So often each must have been measured again to be told of: large images take hours."""
 STEP = 0.25
 """By how much sizes that are measured lie apart at the least."""
 BEST_SHARE = 0.95
@@ -137,9 +139,11 @@ def uses(results: dict[str, Any]) -> list[dict[str, Any]]:
         preset, _, cap = key.partition(" under ")
         cases = contenders(results, key)
         rates: dict[Case, float] = {}
+        turns = TURNS
         for case in cases:
             again = results["again"].get(f"{key}: {case.key}", [])
-            if len(again) == TURNS:
+            turns = min(turns, len(again))
+            if len(again) >= FEWEST_TURNS:
                 rates[case] = statistics.median(one["measured"]["images_per_second"] for one in again)
         if not cases or len(rates) < len(cases):
             continue
@@ -153,6 +157,7 @@ def uses(results: dict[str, Any]) -> list[dict[str, Any]]:
                 "images_per_second": rates[cases[0]],
                 "best": {**asdict(best.setting), **asdict(best.means)},
                 "share_of_best": rates[cases[0]] / rates[best],
+                "turns": turns,
                 "measured": sum(one is not None and one["preset"] == preset for one in results["use"].values()),
             }
         )
@@ -164,8 +169,8 @@ def page(results: dict[str, Any]) -> str:
     accuracy = [*prediction_table(predictions(results["accuracy"])), ""] if results["accuracy"] else []
     lines = [
         *accuracy,
-        "| preset | cap | plan | peak, of the cap | images/s | of the best found | the best | planned in |",
-        "|---|---|---|---:|---:|---:|---|---:|",
+        "| preset | cap | plan | peak, of the cap | images/s | of the best found | the best | n | planned in |",
+        "|---|---|---|---:|---:|---:|---|---:|---:|",
     ]
     for one in uses(results):
         cells = (
@@ -176,10 +181,11 @@ def page(results: dict[str, Any]) -> str:
             f"{one['images_per_second']:,.1f}",
             f"{one['share_of_best']:.0%}",
             f"{told_setting(one['best'])} (of {one['measured']})",
+            str(one["turns"]),
             f"{one['plan']['seconds']:.0f} s",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    told = f"n = {TURNS} processes for each of the plan's images/s and of its contenders'"
+    told = "n: processes for each of the plan's images/s and of its contenders'"
     told = f"`python -m benchmarks.plans` at {results['commit']}; {told}; {describe_machine(results['machine'])}."
     return "\n".join([*lines, "", told])
 

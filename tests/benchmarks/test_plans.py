@@ -114,9 +114,18 @@ def test_a_plan_is_held_against_the_fastest_that_fits() -> None:
     assert BEST_SHARE == 0.95
     assert broken_promises(one) == []
     assert (
-        "| small | 1GB | 32 x 1, keep, function | 88% | 95.0 | 95% | 64 x 1, keep, function (of 3) | 21 s |"
+        "| small | 1GB | 32 x 1, keep, function | 88% | 95.0 | 95% | 64 x 1, keep, function (of 3) | 5 | 21 s |"
         in page(one).splitlines()
     )
+
+
+def test_a_plan_is_told_of_once_three_turns_are_measured_and_not_before() -> None:
+    one = results({32: 95.0, 64: 100.0}, planned(32))
+    for measured_again in one["again"].values():
+        del measured_again[:2]
+    assert [told["turns"] for told in uses(one)] == [3]
+    one["again"]["small under 1GB: small 64x1 recompute 0 keep function"].pop()
+    assert uses(one) == []
 
 
 @pytest.mark.parametrize(("rate", "words"), [(94.0, ["small under 1GB: 94% of the best"]), (96.0, [])])
