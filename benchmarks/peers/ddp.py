@@ -43,7 +43,7 @@ def train(preset: str, rank: int, address: str, port: int, steps: int, batch: in
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images, None)  # (B, K)
-        F.cross_entropy(logits.float(), labels).backward()
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         if rank == 0:
