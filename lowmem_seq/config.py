@@ -235,7 +235,10 @@ class ClusterConfig(Section, frozen=True):
     """How long each machine trains before it sends what it has changed. Shorter keeps the machines closer together,
     longer needs less of the network."""
     lost_after: TimeText = "20s"
-    """A machine that was not heard of for so long is lost: others train what it had on lease."""
+    """A machine that was not heard of for so long is lost: others train what it had on lease. In engine mode, where
+    nobody can go on without it, all others save and end."""
+    form_within: TimeText = "5min"
+    """Engine mode: how long a process waits at the start for the others, which may still pack images or measure."""
     encoding: Literal["int8", "bf16", "fp32"] = "int8"
     """What changes of weights travel as: about 1, 2 or 4 bytes a weight. What int8 and bf16 lose comes later."""
     dense_rounds: Annotated[int, Meta(ge=0, le=1000)] = 1
@@ -252,6 +255,8 @@ class ClusterConfig(Section, frozen=True):
             raise ValueError(f"round is {self.round}, and must be from 1s to 24h")
         if not 2 <= self.lost_after_seconds <= 3600:
             raise ValueError(f"lost_after is {self.lost_after}, and must be from 2s to 1h")
+        if not 1 <= self.form_within_seconds <= 86400:
+            raise ValueError(f"form_within is {self.form_within}, and must be from 1s to 24h")
         if self.outer_momentum and self.outer == "plain":
             raise ValueError("outer_momentum belongs to outer: momentum")
 
@@ -264,6 +269,11 @@ class ClusterConfig(Section, frozen=True):
     def lost_after_seconds(self) -> float:
         """The parsed value of `lost_after`."""
         return parse_seconds(self.lost_after)
+
+    @property
+    def form_within_seconds(self) -> float:
+        """The parsed value of `form_within`."""
+        return parse_seconds(self.form_within)
 
 
 class RunConfig(Section, frozen=True, kw_only=True):

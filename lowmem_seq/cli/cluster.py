@@ -15,10 +15,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from lowmem_seq.cli.engine import LOOPBACK, is_engine, rank_of
 from lowmem_seq.cli.terminal import print_data
 from lowmem_seq.cluster.launch import Launch, read_launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
 from lowmem_seq.cluster.membership import code_of, take_no_part, take_part
+from lowmem_seq.cluster.rank import Rank, take_no_rank, take_rank
 from lowmem_seq.cluster.surroundings import Surroundings, local_addresses, look_around
 from lowmem_seq.cluster.worlds import environment_of_one
 from lowmem_seq.errors import UsageError
@@ -31,7 +33,6 @@ HostOption = Annotated[bool, typer.Option("--host", help="Train with others, and
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="With --host: where to listen (29500).")]
 JoinOption = Annotated[str | None, typer.Option(metavar="IP:PORT", help="Train with the machine that hosts.")]
 TOKEN_VARIABLE = "LOWMEM_SEQ_TOKEN"
-LOOPBACK = "127.0.0.1"
 OWN_FLAGS = ("--port", "--run-dir", "--max-ram", "--micro-batch", "--device", "--max-restarts", "--data", "--set")
 """Each machine's own: another one that joins is not told to take the same."""
 
@@ -53,24 +54,33 @@ def token() -> None:
     print_data(new_token().code)
 
 
-def read_part(host: bool, port: int | None, join: str | None, console: Console) -> Part | None:
-    """Return this machine's part, None where it trains alone; from here on nothing of a launcher is in the way.
+def read_part(
+    host: bool, port: int | None, join: str | None, console: Console, mode: str = "auto"
+) -> tuple[Part | Rank | None, Surroundings]:
+    """Return this machine's part, or this process's rank in engine mode, None where it trains alone.
+
+    From here on nothing of a launcher is in the way; what was seen of it is returned as well.
 
     Args:
         host: `--host` was given.
         port: what `--port` was given.
         join: what `--join` was given.
         console: hears why a process ends that has nothing to do.
+        mode: what `--mode` was given.
 
     Raises:
         UsageError: what was asked for is ambiguous or contradicts itself.
+        ClusterError: engine mode is asked for, and its world was not formed.
         typer.Exit: another process of this machine does the work.
     """
     if port is not None and not host:
         raise UsageError("--port belongs to --host.", f"--join IP:{port} on the other machines")
     around = look_around()
     launch = read_launch(around, host=("" if port is None else str(port)) if host else None, join=join)
+    engine = is_engine(mode, launch, by_flags=host or join is not None)
     _clear_environment(around)
+    if engine:
+        return rank_of(launch, around), around
     if not launch.leads_its_machine:
         console.print(
             Text(
@@ -79,7 +89,7 @@ def read_part(host: bool, port: int | None, join: str | None, console: Console) 
             )
         )
         raise typer.Exit
-    return part_of(launch) if launch.several_machines else None
+    return (part_of(launch) if launch.several_machines else None), around
 
 
 def part_of(launch: Launch) -> Part:
@@ -158,9 +168,15 @@ def own_address() -> str:
 
 
 @contextmanager
-def cluster_of(run: RunFolder, part: Part | None, screen: Screen, stops: StopSignals) -> Iterator[Cluster | None]:
-    """Give what this session has to do with others, if anything, and end it with the session."""
-    if part is None:
+def cluster_of(
+    run: RunFolder, part: Part | Rank | None, screen: Screen, stops: StopSignals
+) -> Iterator[Cluster | None]:
+    """Give what this session has to do with a hub, if anything, and end it with the session."""
+    if isinstance(part, Rank):
+        take_rank(run, part)
+    else:
+        take_no_rank(run)
+    if not isinstance(part, Part):
         take_no_part(run)
         yield None
         return

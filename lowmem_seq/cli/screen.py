@@ -183,6 +183,17 @@ class SessionScreen:
     def _on_leak_noticed(self, message: Message) -> None:
         self._warn(message["message"])
 
+    # What the ranks of a world say.
+
+    def _on_forming(self, message: Message) -> None:
+        self._activity = f"waiting for {message['ranks']} ranks at {message['address']}"
+        self._line(f"engine  {message['ranks']} processes compute each step together, at {message['address']}")
+        self._line("        what they exchange is neither encrypted nor checked: for a trusted network only")
+
+    def _on_world_formed(self, message: Message) -> None:
+        self._activity = "taking up rank 0's state"
+        self._line(describe_ranks(message))
+
     # What the machines of a cluster say.
 
     def _on_dialling(self, message: Message) -> None:
@@ -353,9 +364,22 @@ def describe_peers(peers: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def describe_ranks(world: dict[str, Any]) -> str:
+    """Return the ranks of a world, a line each: machine, device, speed, and part of each step."""
+    ranks = world["ranks"]
+    batch, width = sum(rank["samples"] for rank in ranks), max(len(rank["machine"]) for rank in ranks)
+    return "\n".join(
+        f"{'ranks' if number == 0 else '':8}{number}  {rank['machine']:{width}}  {rank['device']}, "
+        f"{rank['precision']}, {format_rate(rank['images_per_second'])}: {rank['samples']} of {batch} images a step"
+        + (f" (by {world['backend']})" if number == 0 else "")
+        for number, rank in enumerate(ranks)
+    )
+
+
 def describe_plan(plan: Plan, effective_batch: int) -> str:
     """Return the plan in a line for people."""
     cap = format_bytes(plan.cap_bytes) + (" (70 % of what is free)" if plan.cap_source == "machine" else "")
+    cap += f", a part for each of {plan.neighbours} processes" if plan.neighbours > 1 else ""
     at_once = f", {plan.workers} at once," if plan.workers > 1 else ""
     recomputed = f", {plan.recomputed_layers} layers recomputed" if plan.recomputed_layers else ""
     return (

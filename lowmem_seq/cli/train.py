@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, cluster_of, have_token, read_part
+from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, run_path_of
 from lowmem_seq.cli.plan import show_plan
 from lowmem_seq.cli.screen import SessionScreen, describe_result
 from lowmem_seq.cli.settings import (
@@ -40,12 +41,14 @@ from lowmem_seq.cli.settings import (
     split_classes,
 )
 from lowmem_seq.cli.terminal import harmless, make_console
+from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.config import RunConfig, validate
 from lowmem_seq.errors import StoppedError, UsageError
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
 from lowmem_seq.supervisor import session, trainer
+from lowmem_seq.supervisor.rank import train_rank
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -72,6 +75,7 @@ def train(
     host: HostOption = False,
     port: PortOption = None,
     join: JoinOption = None,
+    mode: ModeOption = "auto",
 ) -> None:
     """Train a model: lowmem-seq train small --max-ram 6GB."""
     flags = {
@@ -90,12 +94,17 @@ def train(
     }
     config = settings_from(preset, flags, set_ or [], micro_batch)
     console = make_console(sys.stdout, soft_wrap=True)
-    part = read_part(host, port, join, console)
+    part, around = read_part(host, port, join, console, mode)
     if dry_run:
         show_plan(config, quiet)
         return
-    invitation = "" if part is None else have_token(part)  # before anything is made
-    run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
+    invitation = have_token(part) if isinstance(part, Part) else ""  # before anything is made
+    if isinstance(part, Rank):
+        whole, run = make_run_of_rank(run_dir or run_path_of(config.name, around), part, config)
+        if _is_finished(whole, console):  # and the launcher starts all again for another rank's sake
+            return
+    else:
+        run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
     _run_session(run, config, console, quiet, plan_anew=True, part=part, invitation=invitation)
 
 
@@ -112,11 +121,12 @@ def resume(
     host: HostOption = False,
     port: PortOption = None,
     join: JoinOption = None,
+    mode: ModeOption = "auto",
 ) -> None:
     """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
-    run = open_run(run_dir)
     console = make_console(sys.stdout, soft_wrap=True)
-    part = read_part(host, port, join, console)
+    part, _ = read_part(host, port, join, console, mode)
+    whole, run = open_run_of_rank(run_dir, part) if isinstance(part, Rank) else (open_run(run_dir),) * 2
     settings = run.config.to_settings()
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps both give the run's length.", "give one of them")
@@ -135,16 +145,23 @@ def resume(
     config = validate(settings)
     planned = structs.replace(config.machine, max_restarts=run.config.machine.max_restarts)
     replan = planned != run.config.machine or micro_batch is not None
-    summary = summarise(run)
-    if summary["state"] == "finished" and epochs is None and steps is None:
-        console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
-        console.print(Text(f"more: {run.resume_command} --epochs N"))
+    if epochs is None and steps is None and _is_finished(whole, console):
         return
     changes = {key: value for key, value in flags.items() if value is not None}
     if micro_batch is not None:
         changes["machine.micro_batch"] = micro_batch
-    invitation = "" if part is None else have_token(part, run)
+    invitation = have_token(part, run) if isinstance(part, Part) else ""
     _run_session(run, config, console, quiet, plan_anew=replan, changes=changes, part=part, invitation=invitation)
+
+
+def _is_finished(run: RunFolder, console: Console) -> bool:
+    """Return whether a run has reached its end; then that is said."""
+    summary = summarise(run)
+    if summary["state"] != "finished":
+        return False
+    console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
+    console.print(Text(f"more: {run.resume_command} --epochs N"))
+    return True
 
 
 def _run_session(
@@ -154,9 +171,10 @@ def _run_session(
     quiet: bool,
     plan_anew: bool,
     changes: dict[str, Any] | None = None,
-    part: Part | None = None,
+    part: Part | Rank | None = None,
     invitation: str = "",
 ) -> None:
+    says_less = quiet or (isinstance(part, Rank) and not part.is_first)  # the first rank's screen is that of all
     path = shlex.quote(str(run.path))
     with StopSignals() as stops, run.locked():
         run.events.append("session_opened", supervisor_pid=os.getpid())
@@ -166,24 +184,32 @@ def _run_session(
                 _write_changes(run, config, changes, plan_anew)
             _tell_of_another_environment(run, console)
             with (
-                SessionScreen(console, run, config, quiet, invitation) as screen,
+                SessionScreen(console, run, config, says_less, invitation) as screen,
                 cluster_of(run, part, screen, stops) as others,
             ):
                 plan = session.prepare(run, config, screen, stops, plan_anew, others)
                 screen.show_plan(plan)
-                meanwhile = (lambda: None) if others is None else others.hear
-                code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, meanwhile)
+                if isinstance(part, Rank):
+                    code = train_rank(run, part, plan, screen, stops)
+                else:
+                    meanwhile = (lambda: None) if others is None else others.hear
+                    code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, meanwhile)
         except KeyboardInterrupt:
             code = trainer.STOPPED
         summary = summarise(run)
     if code == trainer.STOPPED:
         saved = summary["saved_step"]
         done = f"after step {saved:,}, which is saved" if saved else "before anything was to be saved"
-        raise StoppedError(f"stopped on request {done}.", run.resume_command)
+        if isinstance(part, Rank) and not part.is_first:
+            raise StoppedError(f"{part} has stopped with the others.")
+        several = "   goes on with one process; with several, launch that" if isinstance(part, Rank) else ""
+        raise StoppedError(f"stopped on request {done}.", run.resume_command + several)
     if code == trainer.LEFT_AT_ONCE:
         stands = "the last checkpoint stands" if summary["saved_step"] else "nothing was saved yet"
         console.print(Text(f"left at once; {stands}.\n\nhint: {run.resume_command}"))
         raise typer.Exit(trainer.LEFT_AT_ONCE)
+    if isinstance(part, Rank) and not part.is_first:
+        return
     console.print(Text(describe_result(summary), style="bold green"))
     if not quiet:
         time_used, peak = format_seconds(summary["wall_seconds"]), format_bytes(summary["peak_tree_bytes"])

@@ -58,6 +58,7 @@ class Launch:
         process_rank: this process's number in the world that the launcher made, 0 where it made none.
         local_rank: this process's number on its machine.
         formed: processes of the world that the launcher made: they have RANK and WORLD_SIZE. 1 where it made none.
+        local_formed: those of them on this machine.
         address: machine 0's address or host name; None for one machine, and for `--host`.
         port: machine 0's port; None for one machine.
         hosts: this machine is machine 0.
@@ -73,6 +74,7 @@ class Launch:
     process_rank: int = 0
     local_rank: int = 0
     formed: int = 1
+    local_formed: int = 1
     address: str | None = None
     port: int | None = None
     hosts: bool = True
@@ -113,6 +115,7 @@ def read_launch(around: Surroundings, host: str | None = None, join: str | None 
         process_rank=_number(asked, "process_rank") or 0,
         local_rank=_number(asked, "local_rank") or 0,
         formed=processes if processes and "process_rank" in asked else 1,
+        local_formed=(_number(asked, "local_processes") or 1) if "process_rank" in asked else 1,
         hardware=hardware,
     )
     if host is not None:

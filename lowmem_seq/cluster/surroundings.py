@@ -28,10 +28,12 @@ class Starter:
         command: what it was told.
         environment: the one that it was itself started with, None where the system doesn't show it. What a launcher
             sets for its children is not in it.
+        began_unix_seconds: when it was started, None where the system doesn't say.
     """
 
     command: Command
     environment: Mapping[str, str] | None
+    began_unix_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def find_starter() -> Starter | None:
                 break
             command = read_command(_words(process))
             if command is not None:
-                return Starter(command, _environment(process))
+                return Starter(command, _environment(process), process.create_time())
             process = process.parent()
     return None
 
@@ -122,6 +124,19 @@ def local_addresses() -> frozenset[str]:
         read = [_as_address(text) for text in told]  # the hardware's addresses among them are none
         return frozenset(str(one) for one in read if one is not None and not one.is_loopback)
     return frozenset()
+
+
+def interface_towards(address: str, port: int) -> str | None:
+    """Return the name of the interface by which this machine reaches an address, None where nobody says."""
+    with contextlib.suppress(OSError, psutil.Error, UnicodeError):
+        for family, kind, _, _, place in socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind) as probe:
+                probe.connect(place)  # sends nothing
+                own = probe.getsockname()[0]
+            for name, known in psutil.net_if_addrs().items():
+                if any(one.address.partition("%")[0] == own for one in known):
+                    return name
+    return None
 
 
 def resolve(name: str) -> frozenset[str]:

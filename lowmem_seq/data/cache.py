@@ -4,15 +4,19 @@
 <cache>/downloads/                          archives as they were published
 <cache>/remembered/<key>.json               which pack an unchanged source has
 <cache>/plans/<key>.json                    what the planner measured (memory/remembered.py)
+<cache>/locks/<key>                         held by the process that packs that source
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from lowmem_seq.files import (
     is_temporary,
@@ -57,6 +61,31 @@ def recall(key: str) -> Path | None:
         return packs_folder() / Path(noted["pack"]).name if noted["format_version"] == 1 else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+@contextlib.contextmanager
+def one_at_a_time(key: str, waiting: Callable[[], object]) -> Iterator[None]:
+    """Let one process after the other do what this key stands for; a disk that knows no locks lets all.
+
+    Args:
+        key: a name of a file.
+        waiting: called once where another process is at it.
+    """
+    lock = FileLock(cache_folder() / "locks" / key, fallback_to_soft=False)
+    try:
+        make_folder(cache_folder() / "locks")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _newest_change(path: Path) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ class Part:
     def size(self) -> int:
         """How many pictures there are."""
         return len(self.positions)
+
+    def cut(self, start: int, end: int) -> Part:
+        """Return the pictures from number `start` to the one before `end`."""
+        return replace(self, positions=self.positions[start:end], labels=self.labels[start:end])
 
     def read(self, indices: npt.NDArray[np.integer], out: Pixels | None = None) -> Pixels:
         """Return the pictures at these numbers: (B, H, W, 3), in `out` where it is given."""

@@ -1,8 +1,9 @@
 """From what a user calls a dataset to its pack: the one entrance.
 
 A source that hasn't changed since it was packed is answered from memory, without reading it. Else it is hashed,
-and packed unless a pack with the same fingerprint is there. Several processes may prepare the same at once: each
-builds aside, the first to end wins, the others use its pack.
+and packed unless a pack with the same fingerprint is there. Of several processes that prepare the same at once the
+first one builds, and the others wait for its pack; where the disk knows no locks each builds aside, and the first
+to end wins.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowmem_seq.data.cache import discard, packs_folder, recall, remember, remove_leftovers
+from lowmem_seq.data.cache import (
+    discard,
+    one_at_a_time,
+    packs_folder,
+    recall,
+    remember,
+    remove_leftovers,
+)
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.data.dataset import Content, Dataset, Progress, silent
 from lowmem_seq.data.fingerprint import fingerprint, quick_key
@@ -67,9 +75,12 @@ def prepare(source: str, image_size: int, progress: Progress = silent) -> Pack:
         key = quick_key(dataset.source, dataset.stamps(), image_size)
         pack = _usable(recall(key))
         if pack is None:
-            with dataset.opened(progress) as content:
-                pack = _packed(dataset, content, image_size, progress)
-            remember(key, pack.folder)
+            with one_at_a_time(key, lambda: progress("waiting for the same images to be packed", 0, None)):
+                pack = _usable(recall(key))
+                if pack is None:
+                    with dataset.opened(progress) as content:
+                        pack = _packed(dataset, content, image_size, progress)
+                    remember(key, pack.folder)
     return pack
 
 

@@ -28,7 +28,7 @@ LEAST_LIMIT_BYTES = 64 * 10**6
 """Of the data segment: no torch loads in less."""
 MOST = {
     **{"micro_batch": 10**6, "workers": MOST_WORKERS, "threads": 1024, "recomputed_layers": 10**4, "layers": 10**4},
-    **{"cap_bytes": LARGEST_AMOUNT},
+    **{"cap_bytes": LARGEST_AMOUNT, "ranks": 10**4, "neighbours": 10**4},
 }
 """What a plan that is read may ask for: more is no plan of any machine, and would bring one to a standstill."""
 SHARE_OF_AVAILABLE = 0.7
@@ -117,8 +117,12 @@ class Plan:
     footprint: Footprint = field(default_factory=Footprint)
     environment: dict[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
-    part: Literal["", "member", "host"] = ""
+    part: Literal["", "rank", "member", "host"] = ""
     """Of a cluster, for which it leaves room beside the training: in the trainer, and for the host's hub."""
+    ranks: int = 1
+    """Processes that compute each step together, of which this one has its part."""
+    neighbours: int = 1
+    """Those of them on this machine: they share its cores, and the cap that was given."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -276,7 +280,7 @@ def _checked(plan: Plan) -> Plan:
     Raises:
         ValueError: a number that is none or makes no sense, an unknown device, or a variable that no planner sets.
     """
-    require_counts(plan, "micro_batch", "workers", "threads", "cap_bytes")
+    require_counts(plan, "micro_batch", "workers", "threads", "cap_bytes", "ranks", "neighbours")
     require_counts(plan.chosen, "micro_batch", "workers")
     require_counts(plan, "recomputed_layers", "layers", least=0)
     require_counts(plan.chosen, "recomputed_layers", least=0)
@@ -290,7 +294,7 @@ def _checked(plan: Plan) -> Plan:
         raise ValueError(f"planned_for is {plan.planned_for!r}")
     if plan.device not in ("cpu", "mps", "cuda") or plan.precision not in ("fp32", "bf16"):
         raise ValueError(f"it names {plan.device!r} and {plan.precision!r}")
-    if plan.part not in ("", "member", "host"):
+    if plan.part not in ("", "rank", "member", "host"):
         raise ValueError(f"part is {plan.part!r}")
     if plan.cap_source not in ("given", "machine"):
         raise ValueError(f"cap_source is {plan.cap_source!r}")

@@ -22,6 +22,8 @@ from lowmem_seq.files import is_temporary, make_folder, read_json, remove_leftov
 from lowmem_seq.runs.environment import describe_environment
 from lowmem_seq.runs.events import EventLog
 
+RANKS = "ranks"
+"""Folder, within a run's, in which the processes that train it together in engine mode keep what is their own."""
 SECONDS_FOR_A_READER = 1.0
 SECONDS_FOR_AN_INSTANT = 0.05
 """What a reader waits for another one that looks at the same moment; a run that is held stays held for longer."""
@@ -283,7 +285,7 @@ def _require_free(run: RunFolder) -> None:
     Raises:
         UsageError: something is.
     """
-    of_a_start = (run.environment_file, run.lock_file)
+    of_a_start = (run.environment_file, run.lock_file, run.path / RANKS)
     if any(not is_temporary(entry) and entry not in of_a_start for entry in run.path.iterdir()):
         hint = run.resume_command if run.config_file.exists() else "choose another: --run-dir DIR"
         raise UsageError(f"the run folder {run.path} is not empty.", hint)

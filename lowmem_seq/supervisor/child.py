@@ -30,6 +30,9 @@ Message = dict[str, Any]
 LAST_LINES = 12
 LARGEST_LOG = 10**6
 """Characters that one child may add to the log, and that it may hold when a child begins to add to it."""
+TRACEBACK = "Traceback (most recent call last)"
+LONGEST_PREFIX = 60
+"""Characters of a line in which it is looked for: torch.distributed puts `[rank0]: ` before it."""
 LARGEST_EXIT_CODE = 255
 """Larger ones are Windows' own, for a process that an exception of the system ended."""
 RUN_MODULE = """
@@ -111,7 +114,7 @@ class Child:
             _start_anew_if_large(log)
         for line in stream:  # to its end, whatever the disk says: a full pipe would hold the child up
             self._last_lines.append(line.rstrip())
-            self._told_traceback = self._told_traceback or line.startswith("Traceback (most recent call last)")
+            self._told_traceback = self._told_traceback or TRACEBACK in line[:LONGEST_PREFIX]
             written += len(line)
             if log is not None and written < LARGEST_LOG:
                 with contextlib.suppress(OSError):

@@ -12,9 +12,10 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from lowmem_seq.cluster.membership import read_membership
+from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.cluster.room import FP32, hub_bytes
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import CapTooSmallError
@@ -82,8 +83,9 @@ class Planner:
         self._reader = system_reader()
         given = config.machine.max_ram_bytes
         self._cap_source: Any = "machine" if given is None else "given"
-        self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE)
-        self._membership = read_membership(run)
+        self._membership, self._rank = read_membership(run), read_rank(run)
+        neighbours = 1 if self._rank is None else self._rank.local_of
+        self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE / neighbours)
         self._own_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
         self._set_others(None)
         self._cores = usable_cores(config.machine.threads)
@@ -112,9 +114,7 @@ class Planner:
             KeyboardInterrupt: a stop was asked for.
             CapTooSmallError: the model does not fit.
         """
-        key = key_of(
-            subject_of(self._run, self._config, self._cores, self._allocators, self._membership is not None)
-        )
+        key = key_of(subject_of(self._run, self._config, self._cores, self._allocators, self._company()))
         self._known = Knowledge() if fresh else recall(key)
         self._set_others(self._known.facts)
         count = len(self._known.points())
@@ -128,6 +128,10 @@ class Planner:
         if count and len(self._known.points()) == count:
             self._screen.show({"event": "remembered", "settings": count})
         return Planned(self._choose(), self._known)
+
+    def _company(self) -> Literal["", "with_others", "rank"]:
+        """Return with whom this process trains, which it holds memory for."""
+        return "rank" if self._rank is not None else "with_others" if self._membership is not None else ""
 
     def _search(self) -> None:
         """Have child after child take the looks that the search asks for, until it ends or the time is over."""
@@ -304,7 +308,9 @@ class Planner:
             predicted_peak_bytes=best.peak_bytes + self._others_bytes,
             predicted_images_per_second=best.images_per_second,
             planned_for=planned_for(describe_environment()),
-            part="" if self._membership is None else self._membership.role,
+            part=part_of(self._run),
+            ranks=1 if self._rank is None else self._rank.of,
+            neighbours=1 if self._rank is None else self._rank.local_of,
             layers=facts.layers,
             footprint=make_footprint(facts, best.micro_batch, best.workers, best.peak_bytes, self._others_bytes),
             environment=environment,
@@ -324,7 +330,7 @@ def data_limit(best: Measurement, budget_bytes: int, platform: str = sys.platfor
 
 
 def subject_of(
-    run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...], with_others: bool = False
+    run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...], company: str = ""
 ) -> dict[str, Any]:
     """Return all that a measurement depends on."""
     described = describe_environment()
@@ -346,20 +352,29 @@ def subject_of(
         "data": record.get("fingerprint"),
         "classes": config.data.classes,
         "validation_fraction": config.data.validation_fraction,
-        **({"with_others": True} if with_others else {}),
+        **({company: True} if company else {}),
     }
+
+
+def part_of(run: RunFolder) -> Literal["", "rank", "member", "host"]:
+    """Return this process's part among several in the present session."""
+    if read_rank(run) is not None:
+        return "rank"
+    membership = read_membership(run)
+    return "" if membership is None else membership.role
 
 
 def make_plan(
     run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, fresh: bool = False
 ) -> Planned:
-    """Make the plan of a run, and write plan.json.
+    """Make the plan of a run, or of a rank's part in it, and write plan.json.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
         CapTooSmallError: the model does not fit.
     """
-    planned = Planner(run, config, screen, stops).make(fresh)
+    rank = read_rank(run)
+    planned = Planner(run, config if rank is None else rank.own_part(config), screen, stops).make(fresh)
     write_json(run.plan_file, planned.plan.to_json())
     run.events.append("planned", **planned.plan.to_json())
     return planned

@@ -6,7 +6,7 @@ against the cap.
 
 from __future__ import annotations
 
-from lowmem_seq.cluster.membership import read_membership
+from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import DataError, LowmemSeqError
@@ -16,11 +16,11 @@ from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
 from lowmem_seq.supervisor.cluster import Cluster
-from lowmem_seq.supervisor.planner import make_plan
+from lowmem_seq.supervisor.planner import make_plan, part_of
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 
-PARTS = ("", "member", "host")
+PARTS = ("", "rank", "member", "host")
 """Of a cluster, the one that holds most last."""
 
 
@@ -95,10 +95,11 @@ def can_follow(plan: Plan) -> bool:
 def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals, anew: bool) -> Plan:
     """Return the plan of the run; it is measured where there is none for this machine, or one is asked for anew.
 
-    So it is where this session has more to hold beside the training than the plan leaves room for.
+    So it is where this session has more to hold beside the training than the plan leaves room for, or shares its
+    steps or its machine with another number of ranks.
     """
-    membership = read_membership(run)
-    wanted = 0 if membership is None else PARTS.index(membership.role)
+    rank, wanted = read_rank(run), PARTS.index(part_of(run))
+    together = (1, 1) if rank is None else (rank.of, rank.local_of)
     stored = None if anew else run.read_json(run.plan_file)
     plan = None if stored is None else plan_from_json(stored)
     if (
@@ -106,6 +107,7 @@ def read_or_make_plan(run: RunFolder, config: RunConfig, screen: Screen, stops: 
         or plan.planned_for not in ("", planned_for(describe_environment()))
         or not can_follow(plan)
         or PARTS.index(plan.part) < wanted
+        or (plan.ranks, plan.neighbours) != together
     ):
         return make_plan(run, config, screen, stops).plan
     return plan

@@ -71,7 +71,7 @@ def train(
     """
     deaths_in_a_row = 0
     while True:
-        ending = _run_trainer(run, plan, screen, stops, meanwhile)
+        ending = run_trainer(run, plan, screen, stops, meanwhile)
         if stops.count > 1 and ending.code not in (0, STOPPED):
             run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
             return LEFT_AT_ONCE
@@ -93,7 +93,7 @@ def train(
                 f"{run.resume_command}   tries again; the trainer's words are in {run.log_file}",
             )
         if ending.for_want_of_memory:
-            plan = _smaller(run, plan, ending)
+            plan = make_smaller(run, plan, ending)
         wait_seconds = min(FIRST_WAIT_SECONDS * 2 ** (deaths_in_a_row - 1), LONGEST_WAIT_SECONDS)
         event = run.events.append(
             "trainer_restarted",
@@ -111,8 +111,12 @@ def train(
             return STOPPED
 
 
-def _run_trainer(
-    run: RunFolder, plan: Plan, screen: Screen, stops: StopSignals, meanwhile: Callable[[], None]
+def run_trainer(
+    run: RunFolder,
+    plan: Plan,
+    screen: Screen,
+    stops: StopSignals,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Ending:
     """Start a trainer, and watch over it until it has ended."""
     child = Child(
@@ -170,7 +174,7 @@ def _run_trainer(
     )
 
 
-def _smaller(run: RunFolder, plan: Plan, ending: Ending) -> Plan:
+def make_smaller(run: RunFolder, plan: Plan, ending: Ending) -> Plan:
     """Return the plan with a smaller setting, written down.
 
     Where the setting itself needed too much, the run never grows back to it.

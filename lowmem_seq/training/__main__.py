@@ -5,23 +5,27 @@ It is started by the supervisor, speaks JSON lines (see channel.py), and ends wi
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowmem_seq.channel import SECONDS_TO_SAVE, START_ANEW, Channel
+from lowmem_seq.cluster.pulse import RankLost
 from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError
 from lowmem_seq.memory.limit import system_limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.readings import peak_so_far, system_reader
 from lowmem_seq.runs.folder import RunFolder, open_run
-from lowmem_seq.training.shortage import StartAnew, leave
+from lowmem_seq.training.shortage import StartAnew, leave, save_what_is_whole
 
 if TYPE_CHECKING:  # torch is imported once the run is known to be one
     from lowmem_seq.training.loop import Training
+    from lowmem_seq.training.world import World
 
 
 def main() -> int:
@@ -49,16 +53,27 @@ def main() -> int:
 
 def _train(run: RunFolder, channel: Channel) -> int:
     """Train from the newest checkpoint on, under the plan's limit; return the exit code."""
-    from lowmem_seq.training.session import open_training, read_plan, take_up_newest
+    from lowmem_seq.training.session import find_world, open_training, read_plan, take_up_newest
 
     plan = read_plan(run)
     limit = system_limit()
     limited = plan.data_limit_bytes is not None and limit.set(plan.data_limit_bytes)
     training: Training | None = None
+    world: World | None = None
     try:
-        training = open_training(run, plan, channel, limit=limit if limited else None)
-        take_up_newest(training)
-        finished = training.go(kept_by=limit.name if limited else None)
+        with telling_others(lambda: world):
+            world = find_world(run, plan, channel)
+            training = open_training(run, plan, channel, limit=limit if limited else None, ranks=world)
+            if world is not None:
+                training.journal.record("world_formed", **world.told(training.batch))
+            take_up_newest(training)
+            finished = training.go(kept_by=limit.name if limited else None)
+            if world is not None:
+                world.part()
+    except RankLost as lost:
+        if training is not None:
+            save_what_is_whole(training, lost)
+        raise
     except StartAnew as wish:
         if training is not None:
             training.source.end(reached=False)  # others need not wait for what this machine has done
@@ -78,5 +93,27 @@ def _train(run: RunFolder, channel: Channel) -> int:
     return 0 if finished else StoppedError.exit_code
 
 
+@contextlib.contextmanager
+def telling_others(world: Callable[[], World | None]) -> Iterator[None]:
+    """Tell the ranks of a world, once there is one, why this one leaves before the end."""
+    try:
+        yield
+    except BaseException as error:
+        ranks = world()
+        if ranks is not None and not isinstance(error, RankLost):
+            ranks.leave(str(error) or type(error).__name__)
+        raise
+
+
+def world_is_open() -> bool:
+    """Whether this process is still one of a world: it then left before the others."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if world_is_open():  # a thread may wait for a rank that is gone, and a usual end would wait for that thread
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

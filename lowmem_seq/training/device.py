@@ -94,7 +94,10 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: Device) ->
 
 
 def make_accelerator(device: Device, precision: Precision) -> Accelerator:
-    """Return an Accelerator of one process, on the device and in the precision of the plan."""
+    """Return an Accelerator on the device and in the precision of the plan.
+
+    It is one of one process, or of the world that was formed before (world.py).
+    """
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     if accelerator.device.type != device:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -26,7 +27,39 @@ class Evaluation:
     confusion: list[list[int]]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Tally:
+    """What is counted over images; those of several parts can be added up."""
+
+    loss: float
+    """Summed over images."""
+    confusion: Tensor
+    """(K, K)"""
+
+    def figures(self) -> Evaluation:
+        """Return the means."""
+        totals, right = self.confusion.sum(1), self.confusion.diagonal()
+        images = int(totals.sum())
+        return Evaluation(
+            loss=self.loss / images,
+            accuracy=int(right.sum()) / images,
+            class_accuracies=[
+                hits / total if total else None for hits, total in zip(right.tolist(), totals.tolist(), strict=True)
+            ],
+            confusion=self.confusion.tolist(),
+        )
+
+    def as_vector(self) -> Tensor:
+        """Return it as numbers that can be summed: (1 + K * K,), float64."""
+        return torch.cat([torch.tensor([self.loss], dtype=torch.float64), self.confusion.double().view(-1)])
+
+    @classmethod
+    def from_vector(cls, vector: Tensor) -> Tally:
+        """Return what `as_vector` made such numbers of."""
+        classes = math.isqrt(len(vector) - 1)
+        return cls(float(vector[0]), vector[1:].long().view(classes, classes))
+
+
 def evaluate(
     model: ImageClassifier,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -35,6 +68,22 @@ def evaluate(
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Return the figures of `model` over all batches, or None if a stop was asked for on the way.
+
+    Arguments as of `count`.
+    """
+    tally = count(model, batches, class_count, accelerator, stop_requested)
+    return None if tally is None else tally.figures()
+
+
+@torch.no_grad()
+def count(
+    model: ImageClassifier,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_count: int,
+    accelerator: Accelerator,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Tally | None:
+    """Return what is counted over all batches, or None if a stop was asked for on the way.
 
     Args:
         model: images (B, H, W, 3) -> logits (B, K).
@@ -54,14 +103,4 @@ def evaluate(
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         pairs = labels * class_count + logits.argmax(1)  # (B,)
         confusion += torch.bincount(pairs, minlength=class_count * class_count)
-    confusion = confusion.view(class_count, class_count)  # (K, K)
-    totals, right = confusion.sum(1), confusion.diagonal()
-    images_total = int(totals.sum())
-    return Evaluation(
-        loss=loss / images_total,
-        accuracy=int(right.sum()) / images_total,
-        class_accuracies=[
-            hits / total if total else None for hits, total in zip(right.tolist(), totals.tolist(), strict=True)
-        ],
-        confusion=confusion.tolist(),
-    )
+    return Tally(loss, confusion.view(class_count, class_count))

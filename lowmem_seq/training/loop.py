@@ -28,9 +28,10 @@ from lowmem_seq.memory.plan import Plan
 from lowmem_seq.memory.space import SMALL_IMAGE
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.training.evaluation import Evaluation, evaluate
+from lowmem_seq.training.evaluation import Evaluation, count
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.noise import draw_noise
+from lowmem_seq.training.ranks import OneProcess, Ranks
 from lowmem_seq.training.saver import Saver
 from lowmem_seq.training.schedule import learning_rate
 from lowmem_seq.training.setting import SettingInForce
@@ -56,7 +57,9 @@ class Training:
         accelerator: Accelerator,
         channel: Channel,
         governor: Governor,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or OneProcess()
         self.run, self.config, self.pack, self.parts = run, config, pack, parts
         self.state, self.accelerator, self.channel = state, accelerator, channel
         self.batch = self.samples = config.recipe.effective_batch
@@ -74,6 +77,7 @@ class Training:
             identity,
             self.journal,
             lambda: channel.stop_requested,
+            keeps=self.ranks.is_first,
         )
         self.setting = SettingInForce(run, plan, self.workers, governor, self.journal, self.saver.patience)
 
@@ -122,13 +126,12 @@ class Training:
         began = time.monotonic()
         counters, recipe = self.state.counters, self.config.recipe
         self.samples = sum(end - start for start, end in ranges)
-        self.setting.change(counters.step)
-        while (losses := self.workers.run(self.micro_batches(ranges), self.forward_and_backward)) is None:
-            if self.channel.stop_requested:
-                return False
-            self.setting.change(counters.step)  # and begin the step anew
-        loss = self.finite(float(torch.stack(losses).sum()), "loss")
-        self.finite(self.state.optimizer.clip_gradients(recipe.clip_norm), "gradient's norm")
+        loss = self.ranks.agree(self.compute(self.ranks.part_of_step(ranges)), self.state.parameters)
+        if loss is None:
+            return False
+        self.ranks.add_up_gradients(list(self.state.parameters.values()))
+        self.finite(loss, "loss")
+        self.finite(self.state.optimizer.clip_gradients(recipe.clip_norm, self.ranks.first_s), "gradient's norm")
         with self.state.updating():
             self.state.optimizer.step(self.rate(max(counters.step, ranges[0][0] // self.batch)))
             if self.state.average is not None:
@@ -138,6 +141,15 @@ class Training:
         self.setting.step_ended(self.total_steps - counters.step)
         self.journal.show_progress(counters)
         return True
+
+    def compute(self, ranges: list[Range]) -> float | None:
+        """Leave the gradients of a step's positions, and return their loss; None if a stop was asked for."""
+        self.setting.change(self.state.counters.step)
+        while (losses := self.workers.run(self.micro_batches(ranges), self.forward_and_backward)) is None:
+            if self.channel.stop_requested:
+                return None
+            self.setting.change(self.state.counters.step)  # and begin the step anew
+        return float(torch.stack(losses).sum()) if losses else 0.0
 
     def step_reached(self) -> int | None:
         """Return how far the run is after a step, where others do some as well; the last one is the end's alone."""
@@ -255,18 +267,27 @@ class Training:
         self.source.does("evaluating")
         self.journal.show_evaluation(part.size)
         described = self.pack.description
-        batches = evaluation_batches(part, described.mean, described.deviation, self.plan.micro_batch)
+        own = self.ranks.part_to_evaluate(part)
+        batches = evaluation_batches(own, described.mean, described.deviation, self.plan.micro_batch)
         with self.state.averaged() as model:
-            result = evaluate(
+            tally = count(
                 model, batches, len(self.parts.classes), self.accelerator, lambda: self.channel.stop_requested
             )
+        total = self.ranks.total(tally)
+        result = None if total is None else total.figures()
         self.source.does("training")
         seconds = time.monotonic() - began
         self.journal.pause_ended(seconds)
         return result, seconds
 
     def write_final_weights(self) -> str:
-        """Write the averaged weights with all that is needed to use them; return their SHA-256."""
+        """Write the averaged weights with all that is needed to use them; return their SHA-256.
+
+        Among several ranks the first one writes.
+        """
+        if not self.ranks.is_first:
+            with self.state.averaged():
+                return weights_sha256(self.state.parameters)
         described = self.pack.description
         details = {
             "model": self.config.model.to_settings(),

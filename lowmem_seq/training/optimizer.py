@@ -6,7 +6,7 @@ needs neither. State under plain names also makes a checkpoint that anyone can r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -46,14 +46,20 @@ class AdamW:
         for value in self._parameters.values():
             value.grad = None
 
-    def clip_gradients(self, largest_norm: float | None) -> float:
+    def clip_gradients(
+        self, largest_norm: float | None, agreed: Callable[[float], float] = lambda norm: norm
+    ) -> float:
         """Scale all gradients so that their common norm is at most `largest_norm` (arXiv 1211.5063).
+
+        Args:
+            largest_norm: see above.
+            agreed: returns the norm that counts, where others compute it of the same gradients as well.
 
         Returns:
             The norm before; None for `largest_norm` leaves the gradients as they are.
         """
         gradients = self.gradients()
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        norm = agreed(float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))))
         if largest_norm is not None and norm > largest_norm:
             torch._foreach_mul_(gradients, largest_norm / (norm + 1e-6))
         return norm

@@ -22,7 +22,8 @@ import torch
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.cluster.membership import read_membership
-from lowmem_seq.cluster.room import FP32, member_bytes
+from lowmem_seq.cluster.rank import planned_config, read_rank
+from lowmem_seq.cluster.room import FP32, member_bytes, rank_bytes
 from lowmem_seq.errors import LowmemSeqError
 from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.memory.footprint import Facts
@@ -125,7 +126,7 @@ def _facts(training: Training, libraries_bytes: int) -> Facts:
 
 def _open(run: RunFolder, request: Request, facts: Facts | None, channel: Channel) -> Training:
     """Return the run's training, at a setting that is changed before anything is computed."""
-    config = run.config
+    config = planned_config(run)
     device = choose_device(config.machine.device)
     # chosen once, by the first process: another could come to another result
     precision = choose_precision(config.machine.precision, device) if facts is None else facts.precision
@@ -143,11 +144,14 @@ def _open(run: RunFolder, request: Request, facts: Facts | None, channel: Channe
         predicted_peak_bytes=0,
         predicted_images_per_second=0.0,
     )
-    return open_training(run, plan, channel, SilentGovernor(system_reader(), os.getpid(), request.budget_bytes))
+    governor = SilentGovernor(system_reader(), os.getpid(), request.budget_bytes)
+    return open_training(run, plan, channel, governor, config=config)
 
 
 def _reserve(training: Training) -> npt.NDArray[np.float32] | None:
-    """Return as much memory as the trainer's part in a cluster will hold; None where it has none."""
+    """Return as much memory as the trainer's part among several will hold; None where it has none."""
+    if read_rank(training.run) is not None:
+        return np.ones(rank_bytes() // FP32, np.float32)
     if read_membership(training.run) is None:
         return None
     weights = sum(value.numel() for value in training.state.parameters.values())
@@ -172,7 +176,7 @@ def main() -> int:
         channel.say({"event": "facts", **asdict(known.facts)})
         # what passes the share that may be taken is of no use, and ends before it can pass the cap
         budget_bytes = allowed_bytes(request.budget_bytes) if request.only is None else math.inf
-        cores = usable_cores(run.config.machine.threads)
+        cores = usable_cores(training.config.machine.threads)
         probe = Probe(training, cores, budget_bytes, request.allocator, known.save_bytes)
         Prober(probe, training, request, known, began).go()
         del reserved

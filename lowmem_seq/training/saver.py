@@ -33,6 +33,7 @@ class Saver:
         identity: what the checkpoints of this run belong to.
         journal: hears of every save, and of every checkpoint that is passed over.
         stop_requested: whether somebody asks the run to stop; then a full disk is not waited for.
+        keeps: whether this process saves at all; of several that train the same one does.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Saver:
         identity: Mapping[str, str],
         journal: Journal,
         stop_requested: Callable[[], bool],
+        keeps: bool = True,
     ) -> None:
         retention = Retention(settings.keep, settings.keep_best, settings.keep_every_steps)
         self.store = CheckpointStore(run.checkpoints, retention)
@@ -52,13 +54,14 @@ class Saver:
         )
         self._run, self._settings, self._state, self._source = run, settings, state, source
         self.identity, self._journal = identity, journal
+        self.keeps = keeps
         self._clock = SavingClock(settings.interval)
         self._saved = (0, 0)
 
     def is_due(self, is_best: bool) -> bool:
         """Whether to save the last complete step: by the interval, for good, or as an affordable best."""
         step, kept_for_good = self._state.counters.step, self._settings.keep_every_steps
-        return (
+        return self.keeps and (
             self._clock.is_due(step)
             or (kept_for_good is not None and step // kept_for_good > self._saved[0] // kept_for_good)
             or (is_best and self._clock.is_affordable())
@@ -71,7 +74,7 @@ class Saver:
             DiskError: the disk refused for longer than the patience.
         """
         step, stands = self._state.counters.step, (self._state.counters.step, self._state.counters.images)
-        if stands == self._saved:
+        if not self.keeps or stands == self._saved:
             return
         began = time.monotonic()
         what = f"the checkpoint of step {step}"
@@ -110,7 +113,7 @@ class Saver:
         Raises:
             DiskError: it hasn't.
         """
-        if self._state.counters.step:
+        if not self.keeps or self._state.counters.step:
             return
         count = self._settings.keep + self._settings.keep_best + 1
         weights_bytes = sum(value.nbytes for value in self._state.parameters.values())

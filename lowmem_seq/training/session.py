@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowmem_seq import __version__
 from lowmem_seq.channel import Channel
-from lowmem_seq.cluster.membership import machine_of, read_membership
+from lowmem_seq.cluster.membership import machine_name, machine_of, read_membership
+from lowmem_seq.cluster.rank import read_rank
+from lowmem_seq.cluster.roll_call import Hello
 from lowmem_seq.config import RunConfig
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Parts, open_parts
@@ -22,10 +25,12 @@ from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.device import make_accelerator
 from lowmem_seq.training.loop import Training
+from lowmem_seq.training.ranks import Ranks
 from lowmem_seq.training.state import TrainingState
 
 if TYPE_CHECKING:
     from lowmem_seq.training.together import Together
+    from lowmem_seq.training.world import World
 
 
 def open_data(run: RunFolder, config: RunConfig) -> tuple[Pack, Parts]:
@@ -64,8 +69,46 @@ def read_plan(run: RunFolder) -> Plan:
     return plan_from_json(plan_json)
 
 
+def find_world(run: RunFolder, plan: Plan, channel: Channel) -> World | None:
+    """Return the world of ranks that this process is one of, once all are there; None where it trains for itself.
+
+    Raises:
+        ClusterError: a rank did not come, or would train something else.
+        StoppedError: a stop was asked for meanwhile.
+    """
+    rank = read_rank(run)
+    if rank is None:
+        return None
+    from lowmem_seq.training.world import form_world  # torch.distributed, for those who need it
+
+    config = run.config
+    pack, parts = open_data(run, config)
+    channel.say({"event": "forming", "address": f"{rank.address}:{rank.port}", "ranks": rank.of})
+    hello = Hello(
+        machine=machine_name(),
+        program=__version__,
+        torch=str(torch.__version__).partition("+")[0],
+        experiment=config.experiment_hash(),
+        total_steps=config.total_steps(parts.train.size),
+        data=pack.fingerprint,
+        device=plan.device,
+        precision=plan.precision,
+        images_per_second=plan.predicted_images_per_second,
+    )
+    cluster = config.cluster
+    return form_world(
+        rank, hello, cluster.form_within_seconds, cluster.lost_after_seconds, lambda: channel.stop_requested
+    )
+
+
 def open_training(
-    run: RunFolder, plan: Plan, channel: Channel, governor: Governor | None = None, limit: Limit | None = None
+    run: RunFolder,
+    plan: Plan,
+    channel: Channel,
+    governor: Governor | None = None,
+    limit: Limit | None = None,
+    config: RunConfig | None = None,
+    ranks: Ranks | None = None,
 ) -> Training:
     """Return the run's training at step 0, computed as `plan` says.
 
@@ -75,8 +118,10 @@ def open_training(
         channel: leads to the supervisor.
         governor: watches memory; by default one of this process, under the plan's cap.
         limit: what the system enforces on this process.
+        config: the settings, where they are not just the run's.
+        ranks: those with whom each step is computed, if anybody.
     """
-    config = run.config
+    config = run.config if config is None else config
     torch.set_num_threads(plan.threads)
     pack, parts = open_data(run, config)
     accelerator = make_accelerator(plan.device, plan.precision)
@@ -89,7 +134,7 @@ def open_training(
             limit=limit,
             tell_peak=lambda peak_bytes: channel.say({"event": "peak", "bytes": peak_bytes}),
         )
-    return Training(run, config, plan, pack, parts, state, accelerator, channel, governor)
+    return Training(run, config, plan, pack, parts, state, accelerator, channel, governor, ranks)
 
 
 def find_others(training: Training) -> Together | None:
@@ -116,6 +161,9 @@ def take_up_newest(training: Training) -> None:
         ClusterError: the machines that this session is to train with are not there, or refuse this one.
         UsageError: the checkpoints belong to another experiment, or there is no token.
     """
+    if read_rank(training.run) is not None:
+        _take_up_with_others(training)
+        return
     others, machine = find_others(training), machine_of(training.run)
     checkpoint = training.saver.load_newest()
     if others is not None:
@@ -128,3 +176,25 @@ def take_up_newest(training: Training) -> None:
     saved = standing_of(checkpoint)
     if saved is not None:
         training.source = Rest(training, machine, saved)
+
+
+def _take_up_with_others(training: Training) -> None:
+    """Load the newest checkpoint on the first rank, and have all begin at it.
+
+    Raises:
+        NoCheckpointError: there were some, and none can be gone on from.
+        UsageError: it is of laptop mode, whose machines have not trained all samples in their order.
+    """
+    ranks = training.ranks
+    checkpoint = training.saver.load_newest() if ranks.is_first else None
+    if checkpoint is not None:
+        from lowmem_seq.training.rest import standing_of
+
+        if standing_of(checkpoint) is not None:
+            raise UsageError(
+                "this run was trained in laptop mode, which leaves samples behind that others had on lease.",
+                f"{training.run.resume_command}   goes on with one process, or --mode laptop with several machines",
+            )
+    ranks.begin_alike(training.state)
+    if not ranks.is_first:
+        training.journal.take_up(training.state.counters)

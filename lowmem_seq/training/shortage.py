@@ -55,7 +55,7 @@ def leave(
     limit.raise_by(RESERVE_BYTES)
     words = (str(cause) or type(cause).__name__).splitlines()[0][:LONGEST_WORDS]
     told = f"the trainer ran out of memory: {words}" if for_want_of_memory else words
-    saved = training is not None and _save(training, cause)
+    saved = training is not None and save_what_is_whole(training, cause)
     step = None if training is None else training.state.counters.step
     if for_want_of_memory:
         run.events.append("out_of_memory", step=step, saved=saved, held_bytes=held, cause=words)
@@ -69,12 +69,12 @@ def leave(
     )
 
 
-def _save(training: Training, cause: BaseException) -> bool:
+def save_what_is_whole(training: Training, cause: BaseException) -> bool:
     """Save the last complete step if the state is whole; return whether it is safe on the disk."""
     traceback.clear_frames(cause.__traceback__)  # they hold activations
     training.workers.clear_gradients()
     system_reader().release()
-    if not training.state.is_whole:
+    if not training.state.is_whole or not training.saver.keeps:
         return False
     try:
         training.saver.save()

@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from lowmem_seq.cli import cluster as module
-from lowmem_seq.cli.cluster import LOOPBACK, Part, have_token, join_command, read_part
+from lowmem_seq.cli.cluster import Part, have_token, join_command, read_part
+from lowmem_seq.cli.engine import LOOPBACK
 from lowmem_seq.cli.screen import describe_peers
+from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.surroundings import Surroundings
 from lowmem_seq.cluster.token import new_token
 from tests.cli.conftest import CommandLine
@@ -29,10 +31,10 @@ OF_TORCHRUN = {
 ON_TWO = "accelerate launch --num_machines 2 --num_processes 2 --machine_rank 1 train.py"
 
 
-def part_in(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> Part | None:
+def part_in(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> Part | Rank | None:
     monkeypatch.setattr(module, "look_around", lambda: around)
     monkeypatch.setattr(os, "environ", {"PATH": "/bin", **around.environment})
-    return read_part(False, None, None, Console(quiet=True))
+    return read_part(False, None, None, Console(quiet=True))[0]
 
 
 def test_a_launch_of_two_machines_gives_each_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +65,7 @@ def test_a_process_beside_the_first_one_says_so_and_ends(
     told = {**OF_TORCHRUN, "GROUP_WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     for name, value in {**told, "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    ended = command_line("train", "tiny")
+    ended = command_line("train", "tiny", "--mode", "laptop")
     assert ended.code == 0
     assert "process 1 of this machine ends here" in ended.out
     assert list(Path.cwd().iterdir()) == []

@@ -1,0 +1,135 @@
+"""Engine mode as its users have it: launched by torchrun or accelerate, on loopback, with whole sessions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.builders import free_port
+from tests.sessions import Session, events, lowmem_seq, reported, wait_until
+
+STEPS = 60
+SETTINGS = (
+    *("--data", "shapes", "--precision", "fp32", "--micro-batch", "16", "--max-ram", "2GB", "--steps", str(STEPS)),
+    *("--set", "machine.threads=1", "--set", "recipe.ema_decay=0.9", "--checkpoint-every", "10steps"),
+)
+LONG = ("--steps", "100000")
+OURS = ("-m", "lowmem_seq")
+SECONDS_TO_END = 45.0
+
+
+class Launcher:
+    """Launches commands in one folder."""
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack) -> None:
+        self.run = folder / "run"
+        self._folder, self._ends = folder, ends
+
+    def start(self, *words: str, **environment: str) -> Session:
+        program = (sys.executable, "-m")
+        return self._ends.enter_context(Session(*words, cwd=self._folder, program=program, **environment))
+
+    def torchrun(self, ranks: int, *command: str, restarts: int = 0) -> Session:
+        options = (
+            "--nproc_per_node",
+            str(ranks),
+            "--master_port",
+            str(free_port()),
+            "--max-restarts",
+            str(restarts),
+        )
+        return self.start("torch.distributed.run", *options, *OURS, *command)
+
+    def trainer(self, rank: int) -> psutil.Process:
+        """A rank's trainer, as soon as there is one."""
+        folder = self.run if rank == 0 else self.run / "ranks" / f"rank-{rank}"
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            for process in psutil.process_iter(["cmdline"]):
+                words = process.info["cmdline"] or []
+                if "lowmem_seq.training" in words and str(folder.relative_to(self._folder)) in words:
+                    found.append(process)
+            return bool(found)
+
+        wait_until(look, f"the trainer of rank {rank}")
+        return found[0]
+
+    def wait_for(self, kind: str, session: Session) -> None:
+        wait_until(lambda: events(self.run, kind) or session.process.poll() is not None, kind)
+        assert events(self.run, kind), session.said
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    with contextlib.ExitStack() as ends:
+        yield Launcher(tmp_path, ends)
+
+
+def weights(run: Path) -> str:
+    return str(events(run, "test")[-1]["weights_sha256"])
+
+
+def test_torchrun_s_processes_train_one_run_and_are_started_again_where_one_dies(launcher: Launcher) -> None:
+    session = launcher.torchrun(2, "train", "tiny", *SETTINGS, "--steps", "400", "--run-dir", "run", restarts=1)
+    launcher.wait_for("checkpoint", session)
+    launcher.trainer(1).kill()
+    said = session.ended(0)
+    assert "for a trusted network only" in said
+    assert "16 of 32 images a step (by gloo)" in said
+    assert said.count("test accuracy") == 1
+    begun = events(launcher.run, "session_started")
+    assert [event["step"] > 0 for event in begun] == [False, True]
+    assert reported(launcher.run)["state"] == "finished"
+    assert reported(launcher.run)["images_seen"] == 400 * 32
+    assert weights(launcher.run) == weights(launcher.run / "ranks" / "rank-1")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(launcher: Launcher) -> None:
+    launcher.torchrun(2, "train", "tiny", *SETTINGS, "--run-dir", "run").ended(0)
+    lowmem_seq("resume", "run", "--steps", "80", cwd=launcher.run.parent)
+    launcher.torchrun(3, "resume", "run", "--steps", "100").ended(0)
+    lowmem_seq("train", "tiny", *SETTINGS, "--steps", "100", "--run-dir", "alone", cwd=launcher.run.parent)
+    told, alone = reported(launcher.run), reported(launcher.run.parent / "alone")
+    assert (told["step"], told["images_seen"], told["state"]) == (100, 3200, "finished")
+    assert told["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.02)
+    assert "is finished" in launcher.torchrun(2, "resume", "run").ended(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_ctrl_c_saves_and_ends_all(launcher: Launcher) -> None:
+    session = launcher.torchrun(2, "train", "tiny", *SETTINGS, *LONG, "--run-dir", "run")
+    launcher.wait_for("checkpoint", session)
+    began = time.monotonic()
+    session.process.send_signal(signal.SIGINT)
+    session.process.wait(SECONDS_TO_END)
+    assert time.monotonic() - began < SECONDS_TO_END
+    ended = [events(run, "session_ended")[-1] for run in (launcher.run, launcher.run / "ranks" / "rank-1")]
+    assert [event["state"] for event in ended] == ["stopped", "stopped"], session.said
+    assert ended[0]["step"] == ended[1]["step"] == events(launcher.run, "checkpoint")[-1]["step"]
+    assert not psutil.pid_exists(session.process.pid)
+
+
+def test_accelerate_s_processes_train_one_run(launcher: Launcher) -> None:
+    options = ("--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port()))
+    words = ("launch", *options, *OURS, "train", "tiny", *SETTINGS, "--run-dir", "run")
+    launcher.start("accelerate.commands.accelerate_cli", *words, ACCELERATE_USE_CPU="true").ended(0)
+    assert weights(launcher.run) == weights(launcher.run / "ranks" / "rank-1")
+    assert json.loads(lowmem_seq("status", "run", "--json", cwd=launcher.run.parent).stdout)["step"] == STEPS
+
+
+def test_what_accelerate_does_not_form_is_an_error(launcher: Launcher) -> None:
+    words = ("launch", "--cpu", "--num_processes", "2", *OURS, "train", "tiny", *SETTINGS, "--mode", "engine")
+    session = launcher.start("accelerate.commands.accelerate_cli", *words)
+    assert session.process.wait(SECONDS_TO_END) != 0
+    assert "2 processes were asked for (--num_processes of accelerate launch)" in session.said
+    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu" in session.said
