@@ -35,9 +35,9 @@ class Buckets:
         for number, pieces in enumerate(self.cut([len(one) for one in flat])):
             buffer = self._buffers[number % 2]
             own = [flat[which][start:end] for which, start, end in pieces]
-            places = list(buffer[: sum(len(one) for one in own)].split([len(one) for one in own]))
-            torch._foreach_copy_(places, own)
             used = buffer[: sum(len(one) for one in own)]
+            places = list(torch.split(used, [len(one) for one in own]))
+            torch._foreach_copy_(places, own)
             work = dist.all_reduce(used, group=self._group, async_op=True)
             self._take_back(under_way)
             under_way = (work, own, places)

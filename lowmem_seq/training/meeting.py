@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lowmem_seq.cluster.pulse import Store
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.errors import ClusterError, StoppedError
 
@@ -17,9 +18,7 @@ NEVER = timedelta(days=7)
 """Torch's own timeouts: who is lost is told by the pulse, and a long save is no reason to end."""
 
 
-def open_store(
-    rank: Rank, within_seconds: float, stop_requested: Callable[[], bool], makes: bool = False
-) -> dist.Store:
+def open_store(rank: Rank, within_seconds: float, stop_requested: Callable[[], bool], makes: bool = False) -> Store:
     """Return a connection of its own to the store.
 
     Args:
@@ -37,7 +36,7 @@ def open_store(
     while True:
         tried = _try(rank, makes)
         if not isinstance(tried, RuntimeError):
-            return dist.PrefixStore(f"lowmem-seq/{rank.attempt}", tried)
+            return prefixed(f"lowmem-seq/{rank.attempt}", tried)
         if makes:
             raise ClusterError(
                 f"rank 0 can't listen at {place}: {str(tried).splitlines()[0]}",
@@ -52,10 +51,16 @@ def open_store(
             ) from tried
 
 
+def prefixed(prefix: str, store: Any) -> Store:
+    """Return a store's part with this prefix, which names nothing outside of it."""
+    part: Store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    return part
+
+
 def _try(rank: Rank, makes: bool) -> Any:
     """Return the store, or what torch says of it."""
     try:
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             rank.address,
             rank.port,
             is_master=makes,

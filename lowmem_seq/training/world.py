@@ -32,7 +32,7 @@ from lowmem_seq.data.parts import Part
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.training.buckets import Buckets
 from lowmem_seq.training.evaluation import Tally
-from lowmem_seq.training.meeting import NEVER, open_store
+from lowmem_seq.training.meeting import NEVER, open_store, prefixed
 from lowmem_seq.training.state import TrainingState
 from lowmem_seq.training.watched import Watched
 from lowmem_seq.training.workers import Range
@@ -210,7 +210,7 @@ def form_world(
     watched.do(
         lambda: dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore("world", store),
+            store=prefixed("world", store),
             rank=rank.number,
             world_size=rank.of,
             timeout=NEVER,

@@ -8,13 +8,16 @@ import pytest
 from rich.console import Console
 
 from lowmem_seq.cli import train as module
-from lowmem_seq.cli.cluster import LOOPBACK, Part
+from lowmem_seq.cli.cluster import Part
+from lowmem_seq.cli.engine import LOOPBACK
 from lowmem_seq.cluster.membership import take_part
+from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.token import new_token, parse_token
 from lowmem_seq.config import RunConfig, load_preset, override, validate
 from lowmem_seq.runs.folder import RunFolder, create_run, open_run
 from tests.cli.conftest import CommandLine
 from tests.cli.test_start import assert_refused
+from tests.cluster.builders import told_by_torchrun
 
 
 class Sessions:
@@ -22,7 +25,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self.started: list[tuple[RunFolder, RunConfig, bool, bool]] = []
-        self.parts: list[Part | None] = []
+        self.parts: list[Part | Rank | None] = []
 
     def __call__(
         self,
@@ -32,12 +35,12 @@ class Sessions:
         quiet: bool,
         plan_anew: bool,
         changes: dict[str, Any] | None = None,
-        part: Part | None = None,
+        part: Part | Rank | None = None,
         invitation: str = "",
     ) -> None:
         self.started.append((run, config, quiet, plan_anew))
         self.parts.append(part)
-        assert (part is None) == (invitation == "")
+        assert isinstance(part, Part) == (invitation != "")
         if changes:
             module._write_changes(run, config, changes, plan_anew)
 
@@ -177,6 +180,37 @@ def test_the_part_among_several_machines_reaches_the_session(
     ended = command_line(command, target, *flags)
     assert ended.code == 0, ended.err
     assert sessions.parts == [part]
+
+
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_a_rank_s_session_has_a_folder_of_its_own(
+    command_line: CommandLine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name, value in told_by_torchrun(0, machines=1, local_rank=1, local=2, address=LOOPBACK).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which the command sets
+    target = ("tiny", "--run-dir", "here")
+    if command == "resume":
+        create_run(Path("here"), preset("seed=5"))
+        target = ("here", "--steps", "9")
+    ended = command_line(command, *target)
+    assert ended.code == 0, ended.err
+    (part,) = sessions.parts
+    assert isinstance(part, Rank)
+    assert (part.number, part.of) == (1, 2)
+    run, config, _, _ = sessions.started[0]
+    assert run.path == Path("here/ranks/rank-1")
+    assert config == (preset("seed=5", "steps=9") if command == "resume" else preset())
+
+
+@pytest.mark.parametrize("command", [["train", "tiny"], ["resume", "before"]], ids=" ".join)
+def test_the_mode_that_is_asked_for_is_an_error_where_it_can_t_be(
+    command_line: CommandLine, sessions: Sessions, command: list[str]
+) -> None:
+    create_run(Path("before"), preset())
+    assert command_line(*command, "--mode", "engine").code == 7
+    assert command_line(*command, "--mode", "motor").code == 2
+    assert sessions.started == []
 
 
 def test_a_host_without_a_token_makes_one(

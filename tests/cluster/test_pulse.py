@@ -40,7 +40,7 @@ def test_ranks_that_beat_are_there_however_long_it_takes(pulses: list[Pulse], cl
 def test_a_rank_that_is_silent_is_named(pulses: list[Pulse], clock: Clock) -> None:
     for pulse in pulses:
         pulse.beat()
-    for _ in range(5):
+    for _ in range(6):
         clock.now += 5
         for number in (0, 2):
             pulses[number].beat()

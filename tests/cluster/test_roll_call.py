@@ -40,7 +40,8 @@ def test_all_ranks_hear_all() -> None:
 
 @pytest.mark.parametrize("field", COMPARED)
 def test_a_rank_that_would_train_something_else_is_named_on_all(field: str) -> None:
-    other = replace(HELLO, machine="mac", **{field: 7 if field == "total_steps" else "another"})
+    changed: dict[str, Any] = {"machine": "mac", field: 7 if field == "total_steps" else "another"}
+    other = replace(HELLO, **changed)
     for error in called(Table(), [HELLO, other]):
         assert isinstance(error, ClusterError)
         assert f"rank 1 (mac) has another {field.replace('_', ' ')} than rank 0 (hp)" in error.message
