@@ -21,11 +21,11 @@ from typing import ClassVar
 
 
 class LowmemSeqError(Exception):
-    """An error with a message for people, a hint that helps, and an exit code."""
+    """An error with a message for people, a hint that says what to do, and an exit code."""
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -37,12 +37,14 @@ class Reader:
         """One line each."""
         self.hint = ""
         """What helps with the first fault that something is known to help with."""
+        self._whole: type[Section] | None = None
 
     def section(self, kind: type[AnySection], settings: object, name: str = "") -> AnySection | None:
         """Return the checked section, or None if anything in it is wrong; `name` is where it stands."""
         if not isinstance(settings, dict):
             self._note(f"{name or 'the settings'}: must be a section of settings (got {_shown(settings)})")
             return None
+        self._whole = self._whole or kind
         place = f"{name}." if name else ""
         fields = {field.name: field for field in structs.fields(kind)}
         before = len(self.faults)
@@ -54,7 +56,9 @@ class Reader:
                 self._note(f"{place}{key}: is missing")
         for key in settings:
             if key not in fields:
-                hint = nearest(str(key), list(fields)) or f"known here: {', '.join(fields)}"
+                elsewhere = [path for path in keys_of(self._whole) if path.split(".")[-1] == key]
+                hint = f"did you mean '{elsewhere[0]}'?" if elsewhere else nearest(str(key), list(fields))
+                hint = hint or f"known here: {', '.join(fields)}"
                 self._note(f"there is no setting {f'{place}{key}'!r}", hint)
         if len(self.faults) > before:
             return None
@@ -100,6 +104,15 @@ class Reader:
         known = _either([get_args(first.type)[0] for first in firsts])
         self._note(f"{name}.{firsts[0].name}: must be {known} (got {_shown(tag)})")
         return None
+
+
+def keys_of(kind: type[Section], place: str = "") -> Iterator[str]:
+    """Return the keys of a section and of those inside it, as `--set` takes them: also those of each choice."""
+    for field in structs.fields(kind):
+        inside = [part for part in get_args(field.type) or (field.type,) if _is_section(part)]
+        if not inside:
+            yield place + field.name
+        yield from dict.fromkeys(key for part in inside for key in keys_of(part, f"{place}{field.name}."))
 
 
 def _is_section(kind: object) -> bool:

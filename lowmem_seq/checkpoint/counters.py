@@ -87,7 +87,10 @@ def read_counters(checkpoint: Checkpoint) -> Counters:
         or not all(_is_like(one, defaults[name]) for name, one in value.items())
         or value.get("step") != checkpoint.step
     ):
-        raise NoCheckpointError(f"{checkpoint.path / COUNTERS} holds no counters of step {checkpoint.step}.")
+        raise NoCheckpointError(
+            f"{checkpoint.path / COUNTERS} holds no counters of step {checkpoint.step}.",
+            "lowmem-seq verify RUN_DIR   says which checkpoints are good",
+        )
     return Counters(**value)
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from lowmem_seq.cluster.messages import FromClient, FromHub, Piece
+from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, FromClient, FromHub, Piece
 from lowmem_seq.errors import ClusterError
 
 FORMAT = 1
@@ -38,6 +38,9 @@ class WireError(ClusterError):
 
 class FrameError(WireError):
     """What came is not a message of this format."""
+
+    def __init__(self, message: str, hint: str = SAME_RELEASE_HINT) -> None:
+        super().__init__(message, hint)
 
 
 class Described(Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,10 +135,7 @@ class Codec(Generic[Kind]):
         try:
             spoken = FORMAT_ONLY.decode(header).format
             if spoken != FORMAT:
-                raise FrameError(
-                    f"the other side speaks format {spoken} of the wire, this one format {FORMAT}",
-                    "install the same version of lowmem-seq on every machine",
-                )
+                raise FrameError(f"the other side speaks format {spoken} of the wire, this one format {FORMAT}")
             return self._decoder.decode(header)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FrameError(f"the header can't be read: {_one_line(error)}") from error

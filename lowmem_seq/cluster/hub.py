@@ -29,7 +29,7 @@ from lowmem_seq.cluster.layout import Floats, Layout
 from lowmem_seq.cluster.ledger import Ledger
 from lowmem_seq.cluster.messages import Reason
 from lowmem_seq.cluster.outer import SharedWeights
-from lowmem_seq.cluster.serving import CLUSTER_FOLDER, START_FILE, Serving, read_serving, read_start
+from lowmem_seq.cluster.serving import CLUSTER_FOLDER, RESTORE_HINT, START_FILE, Serving, read_serving, read_start
 from lowmem_seq.cluster.token import token_from_environment
 from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import ClusterError, DiskError, LowmemSeqError, NoCheckpointError
@@ -166,7 +166,9 @@ class Hub:
         try:
             ledger = Ledger.from_json(told, self._clock)
         except ValueError as error:
-            raise NoCheckpointError(f"the ledger of round {self._first_round} can't be used: {error}") from error
+            raise NoCheckpointError(
+                f"the ledger of round {self._first_round} can't be used: {error}", RESTORE_HINT
+            ) from error
         if self._serving.total > ledger.total:
             ledger.extend(self._serving.total)
         if (self._serving.total, self._serving.epoch_size) != (ledger.total, ledger.epoch_size):

@@ -22,7 +22,7 @@ from lowmem_seq.checkpoint.header import read_shapes
 from lowmem_seq.checkpoint.store import CheckpointStore, Retention, Tell
 from lowmem_seq.cluster.compression import CHUNK
 from lowmem_seq.cluster.layout import Floats, Layout
-from lowmem_seq.cluster.serving import CLUSTER_FOLDER, ROUNDS_FOLDER
+from lowmem_seq.cluster.serving import CLUSTER_FOLDER, RESTORE_HINT, ROUNDS_FOLDER
 from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.files import read_json, write_json
 
@@ -91,7 +91,7 @@ class HubStore:
             layout = Layout.of_shapes(read_json(found.path / LAYOUT, LARGEST_JSON_BYTES))
             ledger = read_json(found.path / LEDGER, LARGEST_JSON_BYTES)
         except ValueError as error:
-            raise NoCheckpointError(f"{found.path} can't be read: {error}") from error
+            raise NoCheckpointError(f"{found.path} can't be read: {error}", RESTORE_HINT) from error
         return Found(found.step, layout, ledger, found.path)
 
     def save(self, saved: Saved) -> None:
@@ -177,7 +177,7 @@ def read_into(target: Mapping[str, Floats], path: Path) -> None:
     found = read_shapes(path)
     for name, values in target.items():
         if found.get(name) != ("F32", values.shape):
-            raise NoCheckpointError(f"{path} has no float32 tensor {name} {values.shape}")
+            raise NoCheckpointError(f"{path} has no float32 tensor {name} {values.shape}", RESTORE_HINT)
     with safe_open(path, "numpy") as file:
         for name, values in target.items():
             if values.ndim != 1:

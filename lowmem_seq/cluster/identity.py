@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowmem_seq.cluster.messages import Hello, Refused
+from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Hello, Refused
 from lowmem_seq.cluster.serving import Serving
 
 HINTS = {
-    "program": "install the same version of lowmem-seq on every machine",
+    "program": SAME_RELEASE_HINT,
     "experiment": "start every machine with the same preset and settings; the host's are in its run's config.yaml",
     "data": "every machine needs the same images: copy the host's pack, or let --data name the same source",
     "layout": "the model has other tensors: start every machine with the same preset and settings",

@@ -17,7 +17,7 @@ from lowmem_seq.channel import Channel
 from lowmem_seq.cluster.client_end import ClientEnd, Line
 from lowmem_seq.cluster.member_talk import refused
 from lowmem_seq.cluster.membership import read_membership
-from lowmem_seq.cluster.messages import Bye, GoAway, Hello, Refused, Welcome
+from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Bye, GoAway, Hello, Refused, Welcome
 from lowmem_seq.cluster.token import token_from_environment
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.runs.folder import RunFolder, open_run
@@ -83,7 +83,7 @@ def knock(run: RunFolder, seconds: float) -> Welcome:
             if isinstance(received.message, Refused):
                 raise refused(received.message)
             if isinstance(received.message, GoAway):
-                raise ClusterError(f"the hub sent this machine away: {received.message.text}", "")
+                raise ClusterError(f"the hub sent this machine away: {received.message.text}", SAME_RELEASE_HINT)
     raise ClusterError(
         f"the hub at {part.address}:{part.port} did not answer within {seconds:.0f} s.",
         "is it another program that listens there?",

@@ -20,6 +20,7 @@ from lowmem_seq.cluster.ledger import Ledger
 from lowmem_seq.cluster.member_alone import led_there, name_as
 from lowmem_seq.cluster.member_work import Delta, Update, Work
 from lowmem_seq.cluster.messages import (
+    SAME_RELEASE_HINT,
     Base,
     Beat,
     Bye,
@@ -236,7 +237,7 @@ class Talk:
             case "format" | "identity":
                 self.trouble = ClusterError(
                     f"the hub did not understand this machine: {message.text}",
-                    "install the same version of lowmem-seq on every machine",
+                    SAME_RELEASE_HINT,
                 )
 
     def _on_leased(self, message: Leased) -> None:
@@ -367,7 +368,7 @@ class Talk:
         except ChunkError as error:
             raise ClusterError(
                 f"the hub sent what is no part of this model's weights: {error}",
-                "install the same version of lowmem-seq on every machine",
+                SAME_RELEASE_HINT,
             ) from error
 
     def _chunks(self, encoding: str) -> Chunks:
@@ -531,7 +532,7 @@ def ledger_of(text: str) -> Ledger:
     try:
         return Ledger.from_json(json.loads(text))
     except ValueError as error:
-        raise ClusterError(f"the hub told a ledger that can't be: {error}") from error
+        raise ClusterError(f"the hub told a ledger that can't be: {error}", SAME_RELEASE_HINT) from error
 
 
 def refused(message: Refused) -> ClusterError:

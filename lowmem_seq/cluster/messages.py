@@ -37,6 +37,10 @@ with which the run ends; unanswered as long as the host has not made them."""
 State = Literal["joining", "training", "evaluating", "saving", "paused", "waiting"]
 
 
+SAME_RELEASE_HINT = "install the same version of lowmem-seq on every machine"
+"""What helps where two machines don't understand each other."""
+
+
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a message."""
 

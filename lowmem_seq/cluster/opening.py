@@ -29,6 +29,7 @@ from lowmem_seq.cluster.messages import Settings
 from lowmem_seq.cluster.ranges import Range
 from lowmem_seq.cluster.serving import (
     CLUSTER_FOLDER,
+    RESTORE_HINT,
     ROUNDS_FOLDER,
     START_LEDGER_FILE,
     Serving,
@@ -143,7 +144,7 @@ def standing_of(checkpoint: Checkpoint) -> Saved | None:
     try:
         return from_json(read_json(path, LARGEST_LEDGER_BYTES))
     except (ValueError, OSError) as error:
-        raise NoCheckpointError(f"{path} holds no state of a cluster: {error}") from error
+        raise NoCheckpointError(f"{path} holds no state of a cluster: {error}", RESTORE_HINT) from error
 
 
 def ledger_of(saved: Saved, machine: str, total: int, epoch: int) -> Ledger:
@@ -173,7 +174,9 @@ def ledger_of(saved: Saved, machine: str, total: int, epoch: int) -> Ledger:
         lone.ledger.alone = None  # nobody else goes on from here: what is left is done in its order
         return lone.ledger
     except ValueError as error:
-        raise NoCheckpointError(f"the ledger of a cluster in this checkpoint can't be used: {error}") from error
+        raise NoCheckpointError(
+            f"the ledger of a cluster in this checkpoint can't be used: {error}", RESTORE_HINT
+        ) from error
 
 
 def _do(ledger: Ledger, machine: str, ranges: Iterable[Range]) -> None:

@@ -12,6 +12,8 @@ from lowmem_seq.cluster.messages import Count, Digest, MachineId, Settings, Shor
 from lowmem_seq.errors import LowmemSeqError, NoCheckpointError
 from lowmem_seq.files import read_json, write_json
 
+RESTORE_HINT = "restore the run folder from a copy, or start a new run with lowmem-seq train"
+
 CLUSTER_FOLDER, ROUNDS_FOLDER = "cluster", "rounds"
 HUB_FILE = "hub.json"
 START_FILE = "start.safetensors"
@@ -61,7 +63,7 @@ def read_start(run_folder: Path) -> Start | None:
     try:
         return msgspec.convert(read_json(path), Start) if path.exists() else None
     except ValueError as error:
-        raise NoCheckpointError(f"{path} can't be read: {error}") from error
+        raise NoCheckpointError(f"{path} can't be read: {error}", RESTORE_HINT) from error
 
 
 def write_serving(run_folder: Path, serving: Serving) -> None:
@@ -81,4 +83,7 @@ def read_serving(run_folder: Path) -> Serving:
     try:
         return msgspec.convert(read_json(path), Serving)
     except (OSError, ValueError) as error:
-        raise LowmemSeqError(f"{path} does not tell a hub what to serve: {error}") from error
+        raise LowmemSeqError(
+            f"{path} does not tell a hub what to serve: {error}",
+            "this is a defect of lowmem-seq, or somebody changed the file; start the session again",
+        ) from error

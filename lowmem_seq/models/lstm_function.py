@@ -51,17 +51,24 @@ def read_grid(vertical: nn.LSTM, horizontal: nn.LSTM, x: Tensor, native: bool = 
     ]
     device_type, dtype = x.device.type, x.dtype
     if x.shape[-1] != vertical.input_size:
-        raise UsageError(f"tokens of {x.shape[-1]} channels were given to LSTMs that read {vertical.input_size}.")
+        raise UsageError(
+            f"tokens of {x.shape[-1]} channels were given to LSTMs that read {vertical.input_size}.",
+            f"give tokens of the shape (batch, height, width, {vertical.input_size})",
+        )
     if not (x.shape[1] and x.shape[2]):
         raise UsageError(
-            f"grids of {x.shape[1]} by {x.shape[2]} tokens were given to LSTMs: there are none to read."
+            f"grids of {x.shape[1]} by {x.shape[2]} tokens were given to LSTMs: there are none to read.",
+            "give at least one token each way: images no smaller than a patch",
         )
     # for a device that autocast doesn't know, as "meta" is, asking whether it is on raises
     autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     if autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
     elif dtype != weights[0].dtype:
-        raise UsageError(f"tokens are {dtype}, and the LSTMs' weights {weights[0].dtype}.")
+        raise UsageError(
+            f"tokens are {dtype}, and the LSTMs' weights {weights[0].dtype}.",
+            "bring both to one dtype: tokens.to(weights.dtype), or train under torch.autocast",
+        )
     if torch.is_grad_enabled() and any(one.requires_grad for one in (x, *weights)):
         y: Tensor = _ReadGrid.apply(x, dtype, native, *weights)  # type: ignore[no-untyped-call]
         return y

@@ -10,7 +10,7 @@ from typing import Any
 
 from lowmem_seq.errors import LowmemSeqError, UsageError
 from lowmem_seq.runs.events import Event
-from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.runs.folder import RunFolder, which_runs
 
 Summary = dict[str, Any]
 
@@ -172,7 +172,7 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
     """
     for path in paths:
         if not (path / "config.yaml").is_file():
-            raise UsageError(f"there is no run in {path}.", "lowmem-seq report   lists the runs under ./runs")
+            raise UsageError(f"there is no run in {path}.", which_runs(path))
     folders = paths or sorted(
         (file.parent for file in root.glob("*/config.yaml")), key=lambda folder: folder.stat().st_mtime
     )

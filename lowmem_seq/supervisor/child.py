@@ -216,7 +216,8 @@ class Child:
             return kind(str(self._error["message"]), str(self._error["hint"]))
         words = "\n".join(self._last_lines)
         return LowmemSeqError(
-            f"the {what} {self.describe_end(code)}." + (f" Its last words:\n{words}" if words else "")
+            f"the {what} {self.describe_end(code)}." + (f" Its last words:\n{words}" if words else ""),
+            "try it again; if it ends so each time, it is a defect: its last words say where",
         )
 
 

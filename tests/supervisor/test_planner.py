@@ -191,7 +191,11 @@ class FakeChild:
         return code == -signal.SIGKILL
 
     def failure(self, code: int, what: str) -> LowmemSeqError:
-        return UsageError(f"the {what} ended with {code}") if code == UsageError.exit_code else LowmemSeqError(what)
+        return (
+            UsageError(f"the {what} ended with {code}", "-")
+            if code == UsageError.exit_code
+            else LowmemSeqError(what, "-")
+        )
 
 
 @dataclass
