@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.cli.engine import LOOPBACK, is_engine, rank_of
+from lowmem_seq.cli.help import SEVERAL_MACHINES
 from lowmem_seq.cli.terminal import print_data
 from lowmem_seq.cluster.launch import Launch, read_launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
@@ -29,9 +30,23 @@ from lowmem_seq.supervisor.cluster import Cluster
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 
-HostOption = Annotated[bool, typer.Option("--host", help="Train with others, and lead them; --join is for those.")]
-PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="With --host: where to listen (29500).")]
-JoinOption = Annotated[str | None, typer.Option(metavar="IP:PORT", help="Train with the machine that hosts.")]
+HostOption = Annotated[
+    bool, typer.Option("--host", help="Train with others, and lead them.", rich_help_panel=SEVERAL_MACHINES)
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=65535,
+        help="Where to listen. [default: 29500]",
+        rich_help_panel=SEVERAL_MACHINES,
+    ),
+]
+JoinOption = Annotated[
+    str | None,
+    typer.Option(metavar="IP:PORT", help="Train with the machine that hosts.", rich_help_panel=SEVERAL_MACHINES),
+]
 TOKEN_VARIABLE = "LOWMEM_SEQ_TOKEN"
 OWN_FLAGS = ("--port", "--run-dir", "--max-ram", "--micro-batch", "--device", "--max-restarts", "--data", "--set")
 """Each machine's own: another one that joins is not told to take the same."""
@@ -48,7 +63,13 @@ class Part:
 
 
 def token() -> None:
-    """Make a join code for machines that train together: export LOWMEM_SEQ_TOKEN=$(lowmem-seq token)."""
+    """Make a join code for machines that train together.
+
+    A host makes one by itself; this is for choosing it before, and for launchers.
+
+    Examples:
+        export LOWMEM_SEQ_TOKEN=$(lowmem-seq token)
+    """
     from lowmem_seq.cluster.token import new_token  # pyzmq, for those who need it
 
     print_data(new_token().code)

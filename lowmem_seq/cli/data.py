@@ -6,14 +6,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.terminal import harmless, make_console, print_json
+from lowmem_seq.cli import completion
+from lowmem_seq.cli.help import Command, Group
+from lowmem_seq.cli.settings import JsonOption
+from lowmem_seq.cli.terminal import can_redraw, harmless, make_console, print_json
 from lowmem_seq.errors import DataError, UsageError
 from lowmem_seq.units import format_bytes
 
@@ -26,8 +29,11 @@ if TYPE_CHECKING:  # numpy and Pillow would slow `--help` down
 DEFAULT_IMAGE_SIZE = 32
 IMAGE_SIZES = (8, 1024)
 
+ImageSizeOption = Annotated[int, typer.Option(metavar="N", help="Side that images are brought to, in pixels.")]
+
 data_app = typer.Typer(
     name="data",
+    cls=Group,
     help="List datasets, pack one ahead of a run, look into a pack.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -61,9 +67,13 @@ def _summary(pack: Pack) -> dict[str, Any]:
     }
 
 
-@data_app.command("list")
-def list_(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """List the datasets known by name, and the other packs in the cache."""
+@data_app.command("list", cls=Command)
+def list_(as_json: JsonOption = False) -> None:
+    """List the datasets known by name, and the other packs in the cache.
+
+    Examples:
+        lowmem-seq data list
+    """
     from lowmem_seq.data.catalogue import CATALOGUE
     from lowmem_seq.data.prepare import packs
 
@@ -93,7 +103,7 @@ def list_(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> 
     table = Table("name", "what", box=None, header_style="bold", pad_edge=False)
     for heading in ("classes", "images", "size", "download"):
         table.add_column(heading, justify="right")
-    table.add_column("packed at")
+    table.add_column("packed")
     for entry in CATALOGUE.values():
         table.add_row(
             entry.name,
@@ -102,7 +112,7 @@ def list_(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> 
             f"{entry.train_count + entry.test_count:,}",
             f"{entry.native_size} px",
             format_bytes(entry.download_bytes) if entry.download_bytes else "none",
-            ", ".join(f"{size} px" for size in sizes[entry.name]) or "not yet",
+            ", ".join(f"{size} px" for size in sizes[entry.name]) or "no",
         )
     console.print(table)
     if others:
@@ -136,7 +146,7 @@ def _progress_bar() -> Iterator[Progress]:
 
     console = make_console(sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not can_redraw(console)) as bar:
         task = bar.add_task("starting", total=None)
         current = ""
 
@@ -145,22 +155,27 @@ def _progress_bar() -> Iterator[Progress]:
             if what != current:
                 current = what
                 bar.reset(task, description=what, total=total)
-                if not console.is_terminal:
+                if not can_redraw(console):
                     console.print(Text(what))
             bar.update(task, completed=done, total=total)
 
         yield show
 
 
-@data_app.command("add")
+@data_app.command("add", cls=Command)
 def add(
-    source: str = typer.Argument(help="A catalogue name, or the path of a folder or zip of images."),
-    image_size: int = typer.Option(
-        DEFAULT_IMAGE_SIZE, "--image-size", help="Side that images are brought to, in pixels."
+    source: str = typer.Argument(
+        metavar="NAME|FOLDER|ZIP", help="A dataset, or your own images.", autocompletion=completion.datasets
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    image_size: ImageSizeOption = DEFAULT_IMAGE_SIZE,
+    as_json: JsonOption = False,
 ) -> None:
-    """Pack a dataset now, so that a run finds it ready."""
+    """Pack a dataset now, so that a run finds it ready.
+
+    Examples:
+        lowmem-seq data add photos
+        lowmem-seq data add cifar10 --image-size 64
+    """
     from lowmem_seq.data.prepare import prepare
 
     with _progress_bar() as progress:
@@ -204,13 +219,21 @@ def _named_pack(name: str, image_size: int) -> Pack:
     return pack
 
 
-@data_app.command("show")
+@data_app.command("show", cls=Command)
 def show(
-    name: str = typer.Argument(help="A source, a pack's folder, or its name in the cache.", metavar="SOURCE|PACK"),
-    image_size: int = typer.Option(DEFAULT_IMAGE_SIZE, "--image-size", help="Which pack of a source, in pixels."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    name: str = typer.Argument(
+        metavar="SOURCE|PACK",
+        help="A source, a pack's folder, or its name in the cache.",
+        autocompletion=completion.datasets,
+    ),
+    image_size: ImageSizeOption = DEFAULT_IMAGE_SIZE,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a pack's classes, counts, colours and skipped files, and verify its hashes."""
+    """Show a pack's classes, counts, colours and skipped files, and verify it.
+
+    Examples:
+        lowmem-seq data show photos
+    """
     pack = _named_pack(name, _checked_image_size(image_size))
     pack.verify()
     if as_json:

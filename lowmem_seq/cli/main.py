@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from typing import Any
 
 import typer
 from rich.text import Text
@@ -11,6 +13,7 @@ from rich.text import Text
 from lowmem_seq import __version__
 from lowmem_seq.cli.cluster import token
 from lowmem_seq.cli.data import data_app
+from lowmem_seq.cli.help import WIDEST, Command, Group
 from lowmem_seq.cli.plan import plan
 from lowmem_seq.cli.report import report
 from lowmem_seq.cli.status import status
@@ -18,21 +21,29 @@ from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.cli.train import resume, train
 from lowmem_seq.cli.verify import verify
 from lowmem_seq.disk import is_trouble
-from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError, UsageError
+from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError, UsageError, nearest
 
 DEBUG = "LOWMEM_SEQ_DEBUG"
 INTERRUPTED = 130
+UNKNOWN_COMMAND = re.compile(r"No such command '(.*?)'\.")
+
+HELP = """
+Train Sequencer2D image classifiers on small laptops, under a memory cap, and resume after anything.
+
+Examples:
+    lowmem-seq train small --data shapes --max-ram 2GB
+    lowmem-seq status runs/small-20261122-230000
+    lowmem-seq report
+"""
 
 app = typer.Typer(
     name="lowmem-seq",
-    help=(
-        "Train Sequencer2D image classifiers on small laptops, under a memory cap, and resume after anything.\n\n"
-        "Try: lowmem-seq train small --data shapes --max-ram 2GB"
-    ),
+    cls=Group,
+    help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
 )
 
 
@@ -57,13 +68,8 @@ def _options(
     """Options before the command."""
 
 
-app.command()(train)
-app.command()(plan)
-app.command()(resume)
-app.command()(status)
-app.command()(verify)
-app.command()(report)
-app.command()(token)
+for command in (train, resume, status, plan, report, verify, token):
+    app.command(cls=Command)(command)
 app.add_typer(data_app, name="data")
 
 
@@ -93,14 +99,26 @@ def _as_told(error: Exception) -> LowmemSeqError:
     context = getattr(error, "ctx", None)  # typer's parser is click's, in some releases a copy of its own
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
+        told, meant = _near_miss(error, context)
         command = "lowmem-seq" if context is None else context.command_path
-        return UsageError(format_message(), f"{command} --help")
+        return UsageError(told or format_message(), f"{meant} {command} --help".strip())
     if isinstance(error, OSError) and is_trouble(error):
         return DiskError(f"the disk refused: {error}.", "make room on the disk; what was saved before stands")
     return LowmemSeqError(
         f"{type(error).__name__}: {error}",
         "this is a defect of lowmem-seq; lowmem-seq --debug COMMAND ... shows where it is",
     )
+
+
+def _near_miss(error: Any, context: Any) -> tuple[str, str]:
+    """Return the parser's message about a word that it doesn't know, and what may have been meant; or nothing."""
+    flag, word = getattr(error, "option_name", None), UNKNOWN_COMMAND.match(error.message)
+    if flag and hasattr(error, "possibilities"):
+        known = [name for one in context.command.get_params(context) for name in one.opts if len(name) > 2]
+        return error.message, nearest(flag, known)
+    if word and context is not None:
+        return word[0], nearest(word[1], list(getattr(context.command, "commands", {})))
+    return "", ""
 
 
 def _tell(error: LowmemSeqError) -> None:

@@ -22,6 +22,7 @@ from lowmem_seq.cli.settings import (
     EffectiveBatchOption,
     EpochsOption,
     ImageSizeOption,
+    JsonOption,
     MaxRamOption,
     MicroBatchOption,
     PrecisionOption,
@@ -79,9 +80,14 @@ def plan(
     micro_batch: MicroBatchOption = None,
     set_: SetOption = None,
     fresh: bool = typer.Option(False, "--fresh", help="Measure anew what was measured here before."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON, one object."),
+    as_json: JsonOption = False,
 ) -> None:
-    """Show what a run would need and how long it would take: lowmem-seq plan small --max-ram 2GB."""
+    """Show what a run would need, and how long it would take.
+
+    Examples:
+        lowmem-seq plan small --max-ram 2GB
+        lowmem-seq plan small --data photos --epochs 10
+    """
     flags = {
         "data.source": lasting_source(data),
         "data.classes": split_classes(classes),

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.terminal import harmless
+from lowmem_seq.cli.terminal import can_redraw, harmless
 from lowmem_seq.config import RunConfig
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.runs.folder import RunFolder
@@ -55,7 +55,7 @@ class SessionScreen:
         self._invitation, self._dialled = invitation, ""
 
     def __enter__(self) -> SessionScreen:
-        if self._console.is_terminal and not self._quiet:
+        if can_redraw(self._console) and not self._quiet:
             self._live = Live(self._draw(), console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         return self

@@ -7,29 +7,84 @@ from typing import Annotated, Any
 
 import typer
 
+from lowmem_seq.cli import completion
+from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import UsageError
 
 PresetArgument = Annotated[
-    str, typer.Argument(help="A preset (small, medium, vanilla, small-plus, ...) or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="PRESET|FILE",
+        help="small, small-plus, medium, ... or a YAML file.",
+        autocompletion=completion.presets,
+    ),
 ]
-DataOption = Annotated[str | None, typer.Option(help="A catalogue name, a folder or a zip. Default: the preset's.")]
-ClassesOption = Annotated[str | None, typer.Option(help="Only these classes: airplane,bird,cat.")]
-ImageSizeOption = Annotated[int | None, typer.Option(help="Side of the images, in pixels.")]
-MaxRamOption = Annotated[str | None, typer.Option(help="Cap on the memory of the whole run: 6GB, 6GiB, 800MB.")]
-EpochsOption = Annotated[int | None, typer.Option(help="Times that every training image is seen.")]
-StepsOption = Annotated[int | None, typer.Option(help="Optimizer steps; ends the run.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps or cuda.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
-EffectiveBatchOption = Annotated[int | None, typer.Option(help="Images in an optimizer step.")]
-MicroBatchOption = Annotated[str | None, typer.Option(help="Images computed at once, or auto.")]
-MaxRestartsOption = Annotated[int | None, typer.Option(help="Deaths of the trainer in a row before giving up.")]
+RunDirArgument = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="The run's folder.", autocompletion=completion.runs)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER|ZIP",
+        help="A dataset (data list names them), or your images.",
+        rich_help_panel=DATA,
+        autocompletion=completion.datasets,
+    ),
+]
+ClassesOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="Only these, in this order. [default: all]", rich_help_panel=DATA),
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Side that images are brought to, in pixels.", rich_help_panel=DATA)
+]
+MaxRamOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Cap on memory, as 6GB. [default: 70 % of the free]",
+        rich_help_panel=MACHINE,
+    ),
+]
+EpochsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Times that every training image is seen.", rich_help_panel=TRAINING)
+]
+StepsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="End after so many optimizer steps.", rich_help_panel=TRAINING)
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="auto, cpu, mps or cuda.", rich_help_panel=MACHINE)
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="auto, fp32 or bf16.", rich_help_panel=MACHINE)
+]
+EffectiveBatchOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Images in an optimizer step.", rich_help_panel=TRAINING),
+]
+MicroBatchOption = Annotated[
+    str | None,
+    typer.Option(metavar="N|auto", help="Images at once. [default: what is fastest]", rich_help_panel=MACHINE),
+]
+MaxRestartsOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Deaths in a row before giving up. [default: 10]", rich_help_panel=MACHINE),
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the config.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting: --set recipe.weight_decay=0.1",
+        rich_help_panel=TRAINING,
+        autocompletion=completion.settings,
+    ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
-"""What `train`, `plan` and `resume` understand alike."""
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.", rich_help_panel=OUTPUT)]
+"""What several commands understand alike."""
 
 
 def settings_from(preset: str, flags: dict[str, Any], assignments: list[str], micro_batch: str | None) -> RunConfig:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from pathlib import Path
 
-import typer
 from rich.console import RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.report.status import Status, read_status
 from lowmem_seq.runs.folder import RunFolder, open_run
@@ -25,10 +24,14 @@ WIDEST = 100
 
 
 def status(
-    run_dir: Path = typer.Argument(help="The run's folder."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON, one object."),
+    run_dir: RunDirArgument,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show how a run stands, also while it runs: lowmem-seq status runs/small-20260101-120000."""
+    """Show how a run stands, also while it runs.
+
+    Examples:
+        lowmem-seq status runs/small-20261122-230000
+    """
     run = open_run(run_dir)
     standing = read_status(run)
     if as_json:

@@ -17,6 +17,7 @@ from rich.text import Text
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, cluster_of, have_token, read_part
 from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, run_path_of
+from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.cli.plan import show_plan
 from lowmem_seq.cli.screen import SessionScreen, describe_result
 from lowmem_seq.cli.settings import (
@@ -32,6 +33,7 @@ from lowmem_seq.cli.settings import (
     PrecisionOption,
     PresetArgument,
     QuietOption,
+    RunDirArgument,
     SetOption,
     StepsOption,
     lasting_source,
@@ -59,11 +61,23 @@ def train(
     classes: ClassesOption = None,
     image_size: ImageSizeOption = None,
     max_ram: MaxRamOption = None,
-    run_dir: Path | None = typer.Option(None, help="Default: runs/PRESET-DATE-TIME."),
+    run_dir: Path | None = typer.Option(
+        None,
+        metavar="DIR",
+        help="A new folder. [default: runs/PRESET-DATE-TIME]",
+        rich_help_panel=OUTPUT,
+    ),
     epochs: EpochsOption = None,
     steps: StepsOption = None,
-    seed: int | None = typer.Option(None, help="Key of every random draw."),
-    checkpoint_every: str | None = typer.Option(None, help="200steps, 5min or auto."),
+    seed: int | None = typer.Option(
+        None, metavar="N", help="Key of every random draw. [default: 0]", rich_help_panel=TRAINING
+    ),
+    checkpoint_every: str | None = typer.Option(
+        None,
+        metavar="TIME",
+        help="200steps, 5min or auto. [default: 5min]",
+        rich_help_panel=OUTPUT,
+    ),
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     effective_batch: EffectiveBatchOption = None,
@@ -71,13 +85,21 @@ def train(
     max_restarts: MaxRestartsOption = None,
     set_: SetOption = None,
     quiet: QuietOption = False,
-    dry_run: bool = typer.Option(False, help="Measure and show the plan, train nothing."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Measure and show the plan, train nothing.", rich_help_panel=OUTPUT
+    ),
     host: HostOption = False,
     port: PortOption = None,
     join: JoinOption = None,
     mode: ModeOption = "auto",
 ) -> None:
-    """Train a model: lowmem-seq train small --max-ram 6GB."""
+    """Train a model within a cap on memory.
+
+    Examples:
+        lowmem-seq train small --data shapes --max-ram 2GB    # drawn pictures
+        lowmem-seq train small --data photos --max-ram 4GB    # yours: CLASS/file
+        lowmem-seq train small --classes cat,dog --epochs 10  # of CIFAR-10
+    """
     flags = {
         "data.source": lasting_source(data),
         "data.classes": split_classes(classes),
@@ -109,11 +131,17 @@ def train(
 
 
 def resume(
-    run_dir: Path = typer.Argument(help="The run's folder."),
-    data: str | None = typer.Option(None, help="Where the same images are now."),
-    max_ram: str | None = typer.Option(None, help="Another cap: 4GB."),
-    epochs: int | None = typer.Option(None, help="Another length of the run."),
-    steps: int | None = typer.Option(None, help="Another number of optimizer steps."),
+    run_dir: RunDirArgument,
+    data: str | None = typer.Option(
+        None, metavar="FOLDER|ZIP", help="Where the same images are now.", rich_help_panel=DATA
+    ),
+    max_ram: str | None = typer.Option(None, metavar="SIZE", help="Another cap: 4GB.", rich_help_panel=MACHINE),
+    epochs: int | None = typer.Option(
+        None, metavar="N", help="Another length of the run.", rich_help_panel=TRAINING
+    ),
+    steps: int | None = typer.Option(
+        None, metavar="N", help="Another number of optimizer steps.", rich_help_panel=TRAINING
+    ),
     device: DeviceOption = None,
     micro_batch: MicroBatchOption = None,
     max_restarts: MaxRestartsOption = None,
@@ -123,7 +151,13 @@ def resume(
     join: JoinOption = None,
     mode: ModeOption = "auto",
 ) -> None:
-    """Go on with a run from its newest checkpoint: lowmem-seq resume runs/small-20260101-120000."""
+    """Go on with a run, from its newest checkpoint that verifies.
+
+    Examples:
+        lowmem-seq resume runs/small-20261122-230000
+        lowmem-seq resume runs/small-20261122-230000 --max-ram 4GB  # with less
+        lowmem-seq resume runs/small-20261122-230000 --epochs 60    # for longer
+    """
     console = make_console(sys.stdout, soft_wrap=True)
     part, _ = read_part(host, port, join, console, mode)
     whole, run = open_run_of_rank(run_dir, part) if isinstance(part, Rank) else (open_run(run_dir),) * 2

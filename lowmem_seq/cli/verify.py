@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.text import Text
 
+from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.errors import NoCheckpointError
 from lowmem_seq.report.status import ALIVE, saved_at, saved_steps
@@ -23,12 +22,15 @@ if TYPE_CHECKING:  # reading headers loads numpy, which the start of other comma
 
 
 def verify(
-    run_dir: Path = typer.Argument(help="The run's folder."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON, one object."),
+    run_dir: RunDirArgument,
+    as_json: JsonOption = False,
 ) -> None:
-    """Read every checkpoint of a run, and say whether it can be gone on from; nothing is changed.
+    """Read every checkpoint of a run, and say whether it can be gone on from.
 
-    Ends with 0 if all verify, and with 6 if one does not: lowmem-seq verify runs/small-20260101-120000.
+    Nothing is changed. Ends with 0 if all verify, and with 6 if one does not.
+
+    Examples:
+        lowmem-seq verify runs/small-20261122-230000
     """
     run = open_run(run_dir)
     findings = examine(run)

@@ -99,6 +99,8 @@ def assert_refused(ended: Ended, code: int, message: str, hint: str) -> None:
             "there is no setting 'recipe.epoch'",
             "did you mean 'epochs'?",
         ),
+        (["train", "tiny", "--set", "epochs=3"], "there is no setting 'epochs'", "did you mean 'recipe.epochs'?"),
+        (["train", "tiny", "--set", "data.seed=3"], "there is no setting 'data.seed'", "did you mean 'seed'?"),
         (["train", "tiny", "--epochs", "0"], "recipe.epochs: ", "config"),
         (["train", "tiny", "--device", "tpu"], "machine.device: ", "config"),
         (["train", "tiny", "--checkpoint-every", "200"], "'200' is neither steps nor a time.", "200steps"),
@@ -120,7 +122,11 @@ def test_wrong_usage_ends_with_2_and_a_hint(
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["frob"], "No such command 'frob'", "lowmem-seq --help"),
+        (["frob"], "No such command 'frob'.", "lowmem-seq --help"),
+        (["trian"], "No such command 'trian'.", "did you mean 'train'? lowmem-seq --help"),
+        (["data", "lst"], "No such command 'lst'.", "did you mean 'list'? lowmem-seq data --help"),
+        (["train", "tiny", "--epoch", "3"], "No such option: --epoch", "did you mean '--epochs'? lowmem-seq train"),
+        (["plan", "tiny", "--max_ram=3GB"], "No such option: --max_ram", "did you mean '--max-ram'?"),
         (["train"], "Missing argument", "lowmem-seq train --help"),
         (["train", "tiny", "--epochs", "many"], "Invalid value for '--epochs'", "lowmem-seq train --help"),
         (["train", "tiny", "--frob"], "No such option: --frob", "lowmem-seq train --help"),
@@ -139,6 +145,14 @@ def test_nothing_typed_shows_the_help_and_no_error(command_line: CommandLine, ar
     assert ended.code == 0
     assert "Usage: lowmem-seq" in ended.out
     assert "error" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["resume", "status", "verify", "report"])
+def test_a_run_that_is_nearly_named_is_suggested(command_line: CommandLine, command: str) -> None:
+    Path("runs/my small").mkdir(parents=True)
+    Path("runs/my small/config.yaml").touch()
+    ended = command_line(command, "runs/my-small")
+    assert_refused(ended, 2, "runs/my-small", "did you mean 'runs/my small'?")
 
 
 def test_a_run_folder_that_is_not_empty_is_refused(command_line: CommandLine, run: RunFolder) -> None:
