@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import typer.main
 from msgspec import NODEFAULT, structs
+from told_errors import Source
 
 from lowmem_seq import config, errors
+from lowmem_seq.cli.help import explained, grouped
+from lowmem_seq.cli.main import app
 from lowmem_seq.sections import Section
 
+DEFECT = "A defect, or a trainer that died while it was being stopped."
+BAR = "\\|"
+"""A bar in a cell of a table, also inside of code."""
 FOLDER = Path(__file__).resolve().parent / "reference"
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("", config.RunConfig),
@@ -65,7 +74,37 @@ def config_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def errors_page() -> str:
+def commands_page() -> str:
+    """Return docs/reference/commands.md."""
+    lines = [
+        "# Commands",
+        "",
+        "Made from lowmem_seq/cli/ by `python docs/make_reference.py`. `--help` behind a command shows the same.",
+        "`lowmem-seq --install-completion` makes Tab complete commands, flags, presets, run folders, datasets and",
+        "the keys of `--set`, in bash, zsh, fish and PowerShell. What a command ends with is in",
+        "[Exit codes](exit-codes.md), what it may say then in [Errors](errors.md).",
+    ]
+    for name, command in _commands(typer.main.get_command(app), "lowmem-seq"):
+        context = command.make_context(name, [], resilient_parsing=True)
+        about = explained(command.help or "")
+        lines += ["", f"## {name}", "", *about.text.splitlines()]
+        if about.examples:
+            lines += ["", "```console", *(f"$ {example}" for example in about.examples), "```"]
+        for heading, members in grouped(command.get_params(context)).items():
+            lines += ["", f"| {heading} | |", "|---|---|"]
+            for flag, text in (record for member in members if (record := member.get_help_record(context))):
+                lines.append(f"| `{flag.replace('|', BAR)}` | {_cell(text.replace('[required]', ''))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name, itself before those below it."""
+    yield name, command
+    for word, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, f"{name} {word}")
+
+
+def exit_codes_page() -> str:
     """Return docs/reference/exit-codes.md."""
     lines = [
         "# Exit codes",
@@ -75,7 +114,7 @@ def errors_page() -> str:
         "| code | error | when |",
         "|---:|---|---|",
         "| 0 | | done |",
-        "| 1 | `LowmemSeqError` | a defect, or a trainer that died while it was being stopped |",
+        f"| 1 | `LowmemSeqError` | {DEFECT} |",
     ]
     for code, kind in sorted(errors.ERRORS_BY_EXIT_CODE.items()):
         lines.append(f"| {code} | `{kind.__name__}` | {(kind.__doc__ or '').strip()} |")
@@ -83,7 +122,49 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"config.md": config_page, "exit-codes.md": errors_page}
+def errors_page() -> str:
+    """Return docs/reference/errors.md."""
+    told = sorted(Source().errors(), key=lambda one: one.exit_code)
+    lines = [
+        "# Errors",
+        "",
+        "Made from the source by `python docs/make_reference.py`: every error that lowmem-seq can end with, by the",
+        "[exit code](exit-codes.md) it ends with then. An error is told as",
+        "",
+        "```",
+        "error: what happened, with the numbers",
+        "",
+        "hint: what to do",
+        "```",
+        "",
+        "A name in braces stands for what is known when it happens.",
+    ]
+    code = None
+    for one in told:
+        if one.exit_code != code:
+            code = one.exit_code
+            kind = errors.ERRORS_BY_EXIT_CODE.get(code, errors.LowmemSeqError)
+            meaning = (kind.__doc__ or "").strip() if code != 1 else DEFECT
+            lines += ["", f"## {code}: {kind.__name__}", "", meaning, ""]
+            lines += ["| what it says | hint | from |", "|---|---|---|"]
+        place = one.file.removeprefix("lowmem_seq/")
+        lines.append(f"| {_cell(one.message)} | {_cell(one.hint)} | {place} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return plain text for a cell of a table."""
+    for mark in "\\|<>*":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+PAGES = {
+    "commands.md": commands_page,
+    "config.md": config_page,
+    "errors.md": errors_page,
+    "exit-codes.md": exit_codes_page,
+}
 
 
 def main() -> None:
