@@ -71,7 +71,7 @@ class Camera(SessionScreen):
 
 def main() -> None:
     """Train, and take the picture."""
-    train.SessionScreen = Camera  # type: ignore[misc]
+    vars(train)["SessionScreen"] = Camera
     sys.argv = COMMAND.split()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

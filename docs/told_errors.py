@@ -156,6 +156,10 @@ class Source:
         names = [one.arg for one in place.function.args.args if one.arg != "self"]
         if name not in names:
             return
+        defaults = place.function.args.defaults
+        for parameter, default in zip(names[len(names) - len(defaults) :], defaults, strict=True):
+            if parameter == name:
+                yield from self.texts(default, place)
         for call, around in _calls(self.trees[place.file], None):
             if _called(call) == place.function.name:
                 argument = _argument(call, names.index(name), name)

@@ -103,6 +103,12 @@ ERRORS_BY_EXIT_CODE: dict[int, type[LowmemSeqError]] = {
 
 def nearest(word: str, known: list[str]) -> str:
     """Return `did you mean 'x'?` for the known word that is closest to `word`, or an empty string."""
+    found = closest(word, known)
+    return f"did you mean '{found}'?" if found else ""
+
+
+def closest(word: str, known: list[str]) -> str:
+    """Return the known word that is closest to `word`, or an empty string where none is close."""
     lowered = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
-    return f"did you mean '{lowered[found[0]]}'?" if found else ""
+    return lowered[found[0]] if found else ""

@@ -17,7 +17,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from lowmem_seq.config import RunConfig, load_config
 from lowmem_seq.disk import is_link
-from lowmem_seq.errors import RunLockedError, UsageError, nearest
+from lowmem_seq.errors import RunLockedError, UsageError, closest
 from lowmem_seq.files import is_temporary, make_folder, read_json, remove_leftover, write_json, write_text
 from lowmem_seq.runs.environment import describe_environment
 from lowmem_seq.runs.events import EventLog
@@ -310,7 +310,7 @@ def which_runs(missing: Path) -> str:
     """Return the hint for a path at which there is no run: the one beside it that is nearest in name."""
     with contextlib.suppress(OSError):
         beside = {entry.name: entry for entry in missing.parent.iterdir() if (entry / "config.yaml").is_file()}
-        meant = nearest(missing.name, list(beside))
+        meant = closest(missing.name, list(beside))
         if meant:
             return f"did you mean {shlex.quote(str(beside[meant]))}?"
     return "lowmem-seq report   lists the runs under ./runs"

@@ -35,6 +35,7 @@ LONGEST_PREFIX = 60
 """Characters of a line in which it is looked for: torch.distributed puts `[rank0]: ` before it."""
 LARGEST_EXIT_CODE = 255
 """Larger ones are Windows' own, for a process that an exception of the system ended."""
+TRY_AGAIN_HINT = "try it again; if it ends so each time, it is a defect: its last words say where"
 RUN_MODULE = """
 import runpy, sys
 root, module, limit_bytes = sys.argv[1:4]
@@ -209,15 +210,15 @@ class Child:
                 return f"was ended by signal {-code}"
         return f"ended with code {code:#x}" if code > LARGEST_EXIT_CODE else f"ended with code {code}"
 
-    def failure(self, code: int, what: str) -> LowmemSeqError:
-        """Return the error that a child which ended with `code` told, or else its last words."""
+    def failure(self, code: int, what: str, hint: str = TRY_AGAIN_HINT) -> LowmemSeqError:
+        """Return the error that a child which ended with `code` told, or else its last words, with this hint."""
         if self._error is not None:
             kind = ERRORS_BY_EXIT_CODE.get(int(self._error["exit_code"]), LowmemSeqError)
-            return kind(str(self._error["message"]), str(self._error["hint"]))
+            return kind(str(self._error["message"]), str(self._error["hint"]) or hint)
         words = "\n".join(self._last_lines)
         return LowmemSeqError(
             f"the {what} {self.describe_end(code)}." + (f" Its last words:\n{words}" if words else ""),
-            "try it again; if it ends so each time, it is a defect: its last words say where",
+            hint,
         )
 
 

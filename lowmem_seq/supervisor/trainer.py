@@ -161,8 +161,7 @@ def run_trainer(
         )
     met_limit = child.ran_out_of_memory or died_for_memory(code, limited=plan.data_limit_bytes is not None)
     short = met_limit or (child.was_killed(code) and watch.machine_is_short)
-    failure = child.failure(code, "trainer")
-    failure.hint = failure.hint or f"{run.resume_command}   goes on from the newest checkpoint"
+    failure = child.failure(code, "trainer", f"{run.resume_command}   goes on from the newest checkpoint")
     return Ending(
         code=code,
         cause=f"the trainer {child.describe_end(code)}" + (", for want of memory" if short else ""),
