@@ -26,7 +26,7 @@ from lowmem_seq.supervisor.child import Message
 
 PICTURE = Path(__file__).resolve().parent / "images" / "screen.svg"
 COMMAND = "lowmem-seq train small --data shapes --max-ram 2GB"
-STEP = 150
+STEP = 120
 WIDTH = 100
 WEB_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 """What rich would have a browser load from elsewhere; the system's own font serves."""
