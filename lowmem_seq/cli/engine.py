@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lowmem_seq.cli.help import SEVERAL_MACHINES
 from lowmem_seq.cluster.launch import Launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
 from lowmem_seq.cluster.rank import VISIBLE_GPUS, Rank, folder_of
@@ -22,7 +23,12 @@ from lowmem_seq.runs.folder import RunFolder, create_run, open_run
 Mode = Literal["auto", "laptop", "engine"]
 MODES: tuple[Mode, ...] = ("auto", "laptop", "engine")
 ModeOption = Annotated[
-    str, typer.Option(metavar="MODE", help="Of several processes: laptop, engine (exact gradients), or auto.")
+    str,
+    typer.Option(
+        metavar="MODE",
+        help="Of several processes: laptop, engine (exact gradients), or auto.",
+        rich_help_panel=SEVERAL_MACHINES,
+    ),
 ]
 LOOPBACK = "127.0.0.1"
 HOW_TO_LAUNCH = (

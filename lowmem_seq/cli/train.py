@@ -235,7 +235,7 @@ def _run_session(
         saved = summary["saved_step"]
         done = f"after step {saved:,}, which is saved" if saved else "before anything was to be saved"
         if isinstance(part, Rank) and not part.is_first:
-            raise StoppedError(f"{part} has stopped with the others.")
+            raise StoppedError(f"{part} has stopped with the others.", "launch all of them again, with resume")
         several = "   goes on with one process; with several, launch that" if isinstance(part, Rank) else ""
         raise StoppedError(f"stopped on request {done}.", run.resume_command + several)
     if code == trainer.LEFT_AT_ONCE:

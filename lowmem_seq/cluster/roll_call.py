@@ -63,9 +63,12 @@ def call_roll(
     while missing := [number for number in range(rank.of) if not store.check([_key(number)])]:
         for number in missing:
             if store.check([left_key(number)]):
-                raise ClusterError(f"rank {number} has ended: {store.get(left_key(number)).decode()}")
+                why = store.get(left_key(number)).decode()
+                raise ClusterError(
+                    f"rank {number} has ended: {why}", "launch all of them again when that is mended"
+                )
         if stop_requested():
-            raise StoppedError("stopped before the ranks had found each other.")
+            raise StoppedError("stopped before the ranks had found each other.", "launch all of them again")
         if time.monotonic() > until:
             named = ", ".join(str(number) for number in missing)
             raise ClusterError(

@@ -43,7 +43,9 @@ def open_store(rank: Rank, within_seconds: float, stop_requested: Callable[[], b
                 "give the launcher another port: --master_port of torchrun, --main_process_port of accelerate",
             ) from tried
         if stop_requested():
-            raise StoppedError("stopped before the ranks had found each other.") from tried
+            raise StoppedError(
+                "stopped before the ranks had found each other.", "launch all of them again"
+            ) from tried
         if time.monotonic() > until:
             raise ClusterError(
                 f"rank 0 did not answer at {place} within {within_seconds:.0f} s.",
