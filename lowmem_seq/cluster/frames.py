@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, FromClient, FromHub, Piece
+from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Ballast, FromClient, FromHub, Piece
 from lowmem_seq.errors import ClusterError
 
 FORMAT = 1
@@ -142,8 +142,11 @@ class Codec(Generic[Kind]):
 
 
 def _check_pieces(message: object, described: Sequence[Described]) -> None:
-    """A piece comes with exactly one payload, within its total; nothing else comes with any."""
-    if not isinstance(message, Piece):
+    """A piece comes with exactly one payload, within its total; ballast with one or none; nothing else with any."""
+    if isinstance(message, Ballast):
+        if len(described) > 1:
+            raise FrameError(f"a message of the kind {type(message).__name__} comes with one payload at the most")
+    elif not isinstance(message, Piece):
         if described:
             raise FrameError(f"a message of the kind {type(message).__name__} comes without payloads")
     elif len(described) != 1 or not 1 <= described[0].bytes <= message.total_bytes:

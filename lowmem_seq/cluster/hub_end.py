@@ -1,7 +1,8 @@
 """The hub's end of all connections. wire.py says what holds for both ends: one thread owns it, `wake` excepted.
 
 A machine's name can't be taken by another: its first message, hello, shows a key that only it and the hub know, and
-whose hash is its id. From then on the connection is that machine, and no message names its sender.
+whose hash is its id. From then on the connection is that machine, and no message names its sender. A probe needs
+no name: this end answers it by itself, within bounds (probes.py), and nobody behind it hears of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import zmq
 
 from lowmem_seq.cluster.doorman import Doorman
 from lowmem_seq.cluster.frames import CLIENT_CODEC, HUB_CODEC, FrameError, Payload, WireError
-from lowmem_seq.cluster.messages import MOST_MACHINES, FromClient, FromHub, GoAway, Hello, Reason
+from lowmem_seq.cluster.messages import MOST_MACHINES, FromClient, FromHub, GoAway, Hello, Probe, Reason
+from lowmem_seq.cluster.probes import ProbeAnswers
 from lowmem_seq.cluster.token import Token, machine_id
 from lowmem_seq.cluster.wire import LINGER_SECONDS, Alarm, Sent, endpoint, open_socket, post
 
@@ -52,6 +54,7 @@ class HubEnd:
         self._doorman = Doorman(self._context, self._router, token.client_keys.public)
         self._routes: dict[str, bytes] = {}
         self._machines: dict[bytes, str] = {}
+        self._probe_answers = ProbeAnswers()
         try:
             self._router.bind(endpoint(host, port))
         except zmq.ZMQError as error:
@@ -155,6 +158,9 @@ class HubEnd:
             self._post(route, GoAway("format", error.message))
             return None
         message = received.message
+        if isinstance(message, Probe):
+            self._post(route, *self._probe_answers.answer(message, received.payloads))
+            return None
         if isinstance(message, Hello) and not self._bind(route, message):
             return None
         machine = self._machines.get(route)

@@ -23,6 +23,8 @@ Position = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Some = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Meta(ge=0, le=1e9)]
+MOST_BALLAST_BYTES = 2**18
+"""As long as the longest payload."""
 LedgerText = Annotated[str, Meta(max_length=60_000)]
 """A ledger as JSON (ledger_file.py). Its quotes are escaped, and count double towards the bytes of a header."""
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
@@ -148,6 +150,10 @@ class Piece(Message, frozen=True):
             raise ValueError(f"{self.total_bytes} bytes can't be in {self.count} pieces")
 
 
+class Ballast(Message, frozen=True):
+    """One that may come with a payload, which is there for its length alone."""
+
+
 class LedgerTold(Message, frozen=True, tag="ledger"):
     """Both sides: which samples are in some common weights, and who did what.
 
@@ -244,6 +250,18 @@ class Bye(Message, frozen=True, tag="bye"):
     text: Long
 
 
+class Probe(Ballast, frozen=True, tag="probe"):
+    """Client: answer me, to be timed (`lowmem-seq doctor --peer`). Needs no hello, and changes nothing at the hub.
+
+    What it carries tells how fast the line is towards the hub.
+    """
+
+    request: Count
+    """Its own number; `probed` repeats it."""
+    want_bytes: Annotated[int, Meta(ge=0, le=MOST_BALLAST_BYTES)]
+    """What the answer shall carry, which tells how fast the line is from the hub."""
+
+
 class Welcome(Message, frozen=True, tag="welcome"):
     """Hub: come in; this is where the run stands and how it goes."""
 
@@ -312,6 +330,21 @@ class Finished(Message, frozen=True, tag="finished"):
     base: Base
 
 
+class Probed(Ballast, frozen=True, tag="probed"):
+    """Hub: the answer to `probe`.
+
+    It carries less than was wanted where probes took their share of the line already (probes.py).
+    """
+
+    request: Count
+    unix_seconds: Annotated[float, Meta(ge=0, le=2**35)]
+    """The hub's clock."""
+    program: Short
+    torch: Short
+    python: Short
+    system: Short
+
+
 class GoAway(Message, frozen=True, tag="go_away"):
     """Hub: this connection is no use any more."""
 
@@ -319,7 +352,17 @@ class GoAway(Message, frozen=True, tag="go_away"):
     text: Long
 
 
-FromClient = Hello | Beat | Want | DeltaPiece | WeightsWanted | LedgerTold | UploadPiece | Bye
+FromClient = Hello | Beat | Want | DeltaPiece | WeightsWanted | LedgerTold | UploadPiece | Bye | Probe
 FromHub = (
-    Welcome | Refused | Leased | WeightsPiece | UpdatePiece | LedgerTold | UploadWanted | Peers | Finished | GoAway
+    Welcome
+    | Refused
+    | Leased
+    | WeightsPiece
+    | UpdatePiece
+    | LedgerTold
+    | UploadWanted
+    | Peers
+    | Finished
+    | Probed
+    | GoAway
 )

@@ -44,6 +44,9 @@ CLIENT_HEADERS = [
     b'"base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,"accepted":4480}},'
     b'"payloads":[{"bytes":4,"crc32":2896259690}]}',
     b'{"format":1,"message":{"kind":"bye","reason":"stopped","text":"Ctrl+C"},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"probe","request":3,"want_bytes":262144},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"probe","request":4,"want_bytes":0},"payloads":[{"bytes":4,'
+    b'"crc32":2896259690}]}',
 ]
 HUB_HEADERS = [
     b'{"format":1,"message":{"kind":"welcome","base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,'
@@ -74,6 +77,8 @@ HUB_HEADERS = [
     b'"state":"training"}]},"payloads":[]}',
     b'{"format":1,"message":{"kind":"finished","base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,'
     b'"accepted":4480}},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"probed","request":3,"unix_seconds":1795000000.5,"program":"0.1.0",'
+    b'"torch":"2.13.0","python":"3.12.1","system":"Darwin arm64"},"payloads":[{"bytes":4,"crc32":2896259690}]}',
     b'{"format":1,"message":{"kind":"go_away","reason":"stopping","text":"the host ends"},"payloads":[]}',
 ]
 
@@ -112,6 +117,7 @@ def changed(header: bytes, **changes: Any) -> bytes:
 
 
 HELLO, BEAT, WANT, DELTA = CLIENT_HEADERS[:4]
+PROBE = CLIENT_HEADERS[9]
 FAULTS: list[tuple[bytes, str]] = [
     (b"", "the header can't be read: "),
     (b"GET / HTTP/1.1", "the header can't be read: "),
@@ -151,6 +157,7 @@ FAULTS: list[tuple[bytes, str]] = [
     (changed(DELTA, count=8), "the header can't be read: 7 bytes can't be in 8 pieces"),
     (changed(DELTA, total_bytes=2**33 + 1), "the header can't be read: "),
     (changed(DELTA, encoding="zip"), "the header can't be read: Invalid enum value 'zip'"),
+    (changed(PROBE, want_bytes=MOST_PAYLOAD_BYTES + 1), "the header can't be read: Expected `int` <= 262144"),
     (WANT + b" " * MOST_HEADER_BYTES, "a header has at most 65,536 bytes, this one "),
 ]
 
@@ -185,6 +192,10 @@ def test_payloads_must_be_what_the_header_says() -> None:
         (
             [changed(HUB_HEADERS[2], payloads=[{"bytes": 1, "crc32": zlib.crc32(b"a")}]), b"a"],
             "a message of the kind Leased comes without payloads",
+        ),
+        (
+            [changed(HUB_HEADERS[10], payloads=[{"bytes": 0, "crc32": 0}] * 2), b"", b""],
+            "a message of the kind Probed comes with one payload at the most",
         ),
         ([changed(frames[0], payloads=[{"bytes": 2**40, "crc32": 0}]), b""], "the header can't be read: "),
         ([changed(frames[0], payloads=[{"bytes": 1, "crc32": 0}] * 5)], "the header can't be read: "),

@@ -32,6 +32,7 @@ from tests.cluster.wires import (
     BASE,
     FROM_CLIENT,
     FROM_HUB,
+    HEARD_BY_THE_HUB,
     KEY,
     MACHINE,
     SECONDS_TO_ARRIVE,
@@ -386,7 +387,7 @@ def converse(hub: HubEnd, relay: Relay) -> Callable[[], bytes]:
         pattern = struct.pack("<8f", *(0.5**power for power in range(8))) * (MOST_PAYLOAD_BYTES // 32)
         with ClientEnd(TOKEN, "127.0.0.1", relay.port) as client:
             introduce(hub, client)
-            for said, payloads in FROM_CLIENT[1:]:
+            for said, payloads in HEARD_BY_THE_HUB[1:]:
                 client.send(said, payloads)
                 assert hub.receive(SECONDS_TO_ARRIVE) == Arrived(MACHINE, said, payloads)
             for answer, payloads in FROM_HUB:

@@ -17,8 +17,8 @@ from lowmem_seq.cluster.messages import Bye, DeltaPiece, GoAway, Leased, Peers, 
 from lowmem_seq.cluster.token import machine_id
 from lowmem_seq.cluster.wire import HANDSHAKE_SECONDS, Sent
 from tests.cluster.wires import (
-    FROM_CLIENT,
     FROM_HUB,
+    HEARD_BY_THE_HUB,
     MACHINE,
     SECONDS_TO_ARRIVE,
     TOKEN,
@@ -61,7 +61,7 @@ Dial = Callable[[int], ClientEnd]
 def test_all_that_can_be_said_arrives_as_it_was_said(hub: HubEnd, dial: Dial) -> None:
     client = dial(hub.port)
     assert introduce(hub, client) == Arrived(MACHINE, hello())
-    for said, payloads in FROM_CLIENT:
+    for said, payloads in HEARD_BY_THE_HUB:
         assert client.send(said, payloads) is Sent.QUEUED
         assert hub.receive(SECONDS_TO_ARRIVE) == Arrived(MACHINE, said, payloads)
     for answer, payloads in FROM_HUB:

@@ -27,6 +27,8 @@ from lowmem_seq.cluster.messages import (
     Merged,
     Peer,
     Peers,
+    Probe,
+    Probed,
     Progress,
     Range,
     Refused,
@@ -83,7 +85,11 @@ FROM_CLIENT: list[tuple[FromClient, tuple[bytes, ...]]] = [
     (LedgerTold(BASE, '{"format_version":1}'), ()),
     (UploadPiece("fp32", 0, 1, 4, BASE), (b"\x00\x00\x80\x3f",)),
     (Bye("stopped", "Ctrl+C"), ()),
+    (Probe(3, 262_144), ()),
+    (Probe(4, 0), (b"\x00\x00\x80\x3f",)),
 ]
+HEARD_BY_THE_HUB = [said for said in FROM_CLIENT if not isinstance(said[0], Probe)]
+"""What its end hands on; it answers probes by itself."""
 FROM_HUB: list[tuple[FromHub, tuple[bytes, ...]]] = [
     (
         Welcome(BASE, 1_800_000, Settings(30.0, 1.0, 5.0, "int8", 4, "momentum", 0.5, 0.9), (PEER,)),
@@ -98,6 +104,7 @@ FROM_HUB: list[tuple[FromHub, tuple[bytes, ...]]] = [
     (UploadWanted(BASE), ()),
     (Peers(7, 4480, (PEER,)), ()),
     (Finished(BASE), ()),
+    (Probed(3, 1_795_000_000.5, "0.1.0", "2.13.0", "3.12.1", "Darwin arm64"), (b"\x00\x00\x80\x3f",)),
     (GoAway("stopping", "the host ends"), ()),
 ]
 
