@@ -9,7 +9,8 @@
     ├── ClusterError          7  machines can't train together: what differs, or what is in the way
     ├── DiskError             8  the disk is full or fails, and waiting did not help
     ├── RunLockedError        9  another process is writing this run
-    └── RestartsExhaustedError 10  the trainer died again and again
+    ├── RestartsExhaustedError 10  the trainer died again and again
+    └── UnfitError           11  `doctor` found something of this machine that has to be mended
 
 The command line prints the message, an empty line, and `hint: ...`.
 """
@@ -85,6 +86,12 @@ class RestartsExhaustedError(LowmemSeqError):
     exit_code = 10
 
 
+class UnfitError(LowmemSeqError):
+    """`doctor` found something of this machine that has to be mended before it trains, or trains well."""
+
+    exit_code = 11
+
+
 ERRORS_BY_EXIT_CODE: dict[int, type[LowmemSeqError]] = {
     kind.exit_code: kind
     for kind in (
@@ -97,6 +104,7 @@ ERRORS_BY_EXIT_CODE: dict[int, type[LowmemSeqError]] = {
         DiskError,
         RunLockedError,
         RestartsExhaustedError,
+        UnfitError,
     )
 }
 

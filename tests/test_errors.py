@@ -27,6 +27,7 @@ def test_exit_codes_are_those_that_scripts_rely_on() -> None:
         8: "DiskError",
         9: "RunLockedError",
         10: "RestartsExhaustedError",
+        11: "UnfitError",
     }
 
 

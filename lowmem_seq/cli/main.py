@@ -13,6 +13,7 @@ from rich.text import Text
 from lowmem_seq import __version__
 from lowmem_seq.cli.cluster import token
 from lowmem_seq.cli.data import data_app
+from lowmem_seq.cli.doctor import doctor
 from lowmem_seq.cli.help import WIDEST, Command, Group
 from lowmem_seq.cli.plan import plan
 from lowmem_seq.cli.report import report
@@ -68,7 +69,7 @@ def _options(
     """Options before the command."""
 
 
-for command in (train, resume, status, plan, report, verify, token):
+for command in (train, resume, status, plan, report, verify, doctor, token):
     app.command(cls=Command)(command)
 app.add_typer(data_app, name="data")
 

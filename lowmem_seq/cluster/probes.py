@@ -16,9 +16,9 @@ from lowmem_seq.cluster.frames import Payload
 from lowmem_seq.cluster.messages import Probe, Probed
 from lowmem_seq.runs.environment import installed_version
 
-MOST_BYTES = 2**26
+MOST_BYTES = 2**25
 SECONDS = 60.0
-"""So much may be carried in so long: nine megabits a second at the most, a tenth of a slow Wi-Fi."""
+"""So much may be carried in so long: under five megabits a second, a fifth of a slow Wi-Fi."""
 
 
 class ProbeAnswers:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ import pytest
 
 from lowmem_seq.channel import Channel
 from lowmem_seq.checkpoint.counters import Counters
-from lowmem_seq.cluster import opening
 from lowmem_seq.cluster.knock import knock
 from lowmem_seq.cluster.membership import take_part
 from lowmem_seq.cluster.token import TOKEN_VARIABLE, new_token
@@ -20,22 +17,16 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import ClusterError, UsageError
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.session import open_training, read_plan, take_up_newest
-from tests.builders import free_port, make_run, read_line, tiny_config
+from tests.builders import free_port, make_run, tiny_config
+from tests.cluster.processes import fresh_hub
 
 
 @pytest.fixture
 def port(tmp_path: Path, tiny_pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where the hub of a fresh run listens, before any machine has said hello to it."""
     monkeypatch.setenv(TOKEN_VARIABLE, new_token().code)
-    port = free_port()
-    host = make_run(tmp_path / "host", tiny_pack, tiny_config("steps=5"))
-    take_part(host, "host", "127.0.0.1", port)
-    opening.write(host)
-    words = [sys.executable, "-m", "lowmem_seq.cluster.hub", str(host.path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as hub:
-        assert '"cluster_open"' in read_line(hub)
+    with fresh_hub(tmp_path / "host", tiny_pack) as port:
         yield port
-        hub.communicate("stop\n")
 
 
 def member(folder: Path, pack: Pack, port: int, *assignments: str) -> RunFolder:
