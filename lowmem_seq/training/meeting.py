@@ -36,7 +36,8 @@ def open_store(rank: Rank, within_seconds: float, stop_requested: Callable[[], b
     while True:
         tried = _try(rank, makes)
         if not isinstance(tried, RuntimeError):
-            return prefixed(f"lowmem-seq/{rank.attempt}", tried)
+            part: Store = prefixed(f"lowmem-seq/{rank.attempt}", tried)
+            return part
         if makes:
             raise ClusterError(
                 f"rank 0 can't listen at {place}: {str(tried).splitlines()[0]}",
@@ -53,10 +54,9 @@ def open_store(rank: Rank, within_seconds: float, stop_requested: Callable[[], b
             ) from tried
 
 
-def prefixed(prefix: str, store: Any) -> Store:
+def prefixed(prefix: str, store: Any) -> Any:
     """Return a store's part with this prefix, which names nothing outside of it."""
-    part: Store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-    return part
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def _try(rank: Rank, makes: bool) -> Any:

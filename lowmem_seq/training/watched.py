@@ -67,7 +67,7 @@ class Watched:
         while time.monotonic() < until:
             self._pulse.require_all()
             time.sleep(LOOK_SECONDS / 5)
-        words = str(error).splitlines()[0].rpartition("] ")[2]
+        words = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         raise RankLost(f"{self._pulse.quietest()} is gone ({words}).", START_AGAIN) from error
 
     def stop(self) -> None:
