@@ -102,8 +102,8 @@ def _patch(faults: Faults) -> None:
     _count_steps(loop.Training, faults)
     _strike_in_backward(Accelerator, faults)
     torch._fused_adamw_ = _after_the_first(torch._fused_adamw_, faults)
-    evaluate = vars(loop)["evaluate"]
-    vars(loop)["evaluate"] = lambda model, batches, *rest: evaluate(model, _striking(batches, faults), *rest)
+    count = vars(loop)["count"]
+    vars(loop)["count"] = lambda model, batches, *rest: count(model, _striking(batches, faults), *rest)
 
 
 def _count_steps(training: Any, faults: Faults) -> None:

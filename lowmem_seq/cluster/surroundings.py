@@ -98,7 +98,7 @@ def find_starter() -> Starter | None:
                 break
             command = read_command(_words(process))
             if command is not None:
-                return Starter(command, _environment(process), process.create_time())
+                return Starter(command, _environment(process), _began(process))
             process = process.parent()
     return None
 
@@ -114,6 +114,13 @@ def _environment(process: psutil.Process) -> dict[str, str] | None:
     """Return what a process was started with; nothing at all (macOS, of protected programs) is not believed."""
     with contextlib.suppress(psutil.Error, OSError):
         return process.environ() or None
+    return None
+
+
+def _began(process: psutil.Process) -> float | None:
+    """Return when a process was started, None where it ended meanwhile."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.create_time()
     return None
 
 

@@ -11,7 +11,14 @@ import psutil
 import pytest
 
 from lowmem_seq.cluster import surroundings as module
-from lowmem_seq.cluster.surroundings import HIGHEST, find_starter, local_addresses, look_around, resolve
+from lowmem_seq.cluster.surroundings import (
+    HIGHEST,
+    find_starter,
+    interface_towards,
+    local_addresses,
+    look_around,
+    resolve,
+)
 from tests.cluster.builders import surroundings
 
 
@@ -20,6 +27,7 @@ class Fake:
 
     def __init__(self, words: str | Exception, parent: Fake | None, environment: object = None) -> None:
         self._words, self._parent, self._environment = words, parent, environment
+        self.began: float | None = 1000.5
 
     def cmdline(self) -> list[str]:
         if isinstance(self._words, Exception):
@@ -30,6 +38,11 @@ class Fake:
         if isinstance(self._environment, Exception):
             raise self._environment
         return self._environment
+
+    def create_time(self) -> float:
+        if self.began is None:
+            raise psutil.NoSuchProcess(1)
+        return self.began
 
     def parent(self) -> Fake | None:
         return self._parent
@@ -138,6 +151,25 @@ def test_a_name_that_nobody_knows_has_no_address(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     assert resolve("hp.home") == frozenset()
+
+
+def test_when_a_launcher_was_started_is_seen(above: Callable[[Fake | None], None]) -> None:
+    launcher = Fake("torchrun run.py", None)
+    above(launcher)
+    starter = find_starter()
+    assert starter is not None
+    assert starter.began_unix_seconds == 1000.5
+    launcher.began = None
+    starter = find_starter()
+    assert starter is not None
+    assert starter.began_unix_seconds is None
+
+
+def test_the_interface_towards_an_address_is_told_by_its_name() -> None:
+    name = interface_towards("127.0.0.1", 29500)
+    assert name is not None
+    assert "127.0.0.1" in [one.address for one in psutil.net_if_addrs()[name]]
+    assert interface_towards("a" * 70 + ".example", 29500) is None
 
 
 def test_this_process_sees_its_own_surroundings() -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from lowmem_seq.data import prepare as prepare_module
-from lowmem_seq.data.cache import cache_folder, packs_folder, remove_leftovers
+from lowmem_seq.data.cache import cache_folder, one_at_a_time, packs_folder, remove_leftovers
+from lowmem_seq.data.fingerprint import quick_key
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.prepare import find_dataset, find_pack, packs, prepare
 from lowmem_seq.data.sources import ImageFolder, ImageZip
@@ -110,6 +112,19 @@ def test_two_processes_at_once(photos: Path) -> None:
     assert len(set(outputs)) == 1
     assert len(list(packs_folder().iterdir())) == 1
     packs()[0].verify()
+
+
+def test_what_another_process_packs_is_waited_for(photos: Path) -> None:
+    dataset = find_dataset(str(photos))
+    told: Told = []
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(quick_key(dataset.source, dataset.stamps(), 8), lambda: None):
+            other = pool.submit(prepare, str(photos), 8, lambda *said: told.append(said))
+            while not told:
+                time.sleep(0.001)
+            assert told == [("waiting for the same images to be packed", 0, None)]
+            assert not other.done()
+        assert other.result().folder.is_dir()
 
 
 def test_leftovers_older_than_a_day_are_removed() -> None:

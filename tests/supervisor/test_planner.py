@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from lowmem_seq.cluster.rank import Rank, take_rank
 from lowmem_seq.errors import CapTooSmallError, LowmemSeqError, UsageError
 from lowmem_seq.files import read_json, write_json
 from lowmem_seq.memory.footprint import Facts
@@ -460,6 +461,29 @@ def test_a_plan_that_needs_compiled_code_is_not_taken_up_without_it(
     stored, new = replace(tiny_plan(), lstm_path=path), tiny_plan(4)
     write_json(run.plan_file, stored.to_json())
     monkeypatch.setattr(session, "library", lambda: "one" if there else None)
+    monkeypatch.setattr(session, "make_plan", lambda *_: SimpleNamespace(plan=new))
+    plan = session.read_or_make_plan(run, run.config, Screen(), StopSignals(), anew=False)
+    assert plan.micro_batch == (stored if is_kept else new).micro_batch
+
+
+@pytest.mark.parametrize(
+    ("planned", "rank", "is_kept"),
+    [
+        ({"part": "rank", "ranks": 3, "neighbours": 2}, Rank(0, 3, 0, 2, "10.0.0.7", 4000), True),
+        ({"part": "rank", "ranks": 3, "neighbours": 2}, Rank(0, 2, 0, 2, "10.0.0.7", 4000), False),
+        ({"part": "rank", "ranks": 3, "neighbours": 2}, Rank(0, 3, 0, 1, "10.0.0.7", 4000), False),
+        ({"part": "host", "ranks": 2}, Rank(0, 2, 0, 1, "10.0.0.7", 4000), True),
+        ({}, Rank(0, 2, 0, 1, "10.0.0.7", 4000), False),
+        ({"part": "rank", "ranks": 2}, None, False),
+    ],
+)
+def test_a_plan_for_another_number_of_ranks_is_not_taken_up(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, planned: dict[str, Any], rank: Rank | None, is_kept: bool
+) -> None:
+    stored, new = replace(tiny_plan(), **planned), tiny_plan(4)
+    write_json(run.plan_file, stored.to_json())
+    if rank is not None:
+        take_rank(run, rank)
     monkeypatch.setattr(session, "make_plan", lambda *_: SimpleNamespace(plan=new))
     plan = session.read_or_make_plan(run, run.config, Screen(), StopSignals(), anew=False)
     assert plan.micro_batch == (stored if is_kept else new).micro_batch

@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,7 +173,11 @@ ACCURACIES = (0.25, 0.5, 0.5, 0.4, 0.75)
 def script(monkeypatch: pytest.MonkeyPatch, accuracies: Sequence[float], affordable: bool) -> None:
     """Have the evaluations come out as written, and a save out of turn be affordable or not."""
     left = iter((*accuracies, 0.125))  # and the test's
-    monkeypatch.setattr(loop, "evaluate", lambda *arguments: Evaluation(1.0, next(left), [], []))
+
+    def count(*arguments: object) -> SimpleNamespace:
+        return SimpleNamespace(figures=lambda: Evaluation(1.0, next(left), [], []))
+
+    monkeypatch.setattr(loop, "count", count)
     monkeypatch.setattr(SavingClock, "is_affordable", lambda clock: affordable)
 
 
