@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.builders import free_port
+from tests.builders import free_port, names
 from tests.sessions import Session, events, lowmem_seq, reported, wait_until
 
 STEPS = 60
@@ -103,6 +103,28 @@ def test_a_run_goes_on_with_another_number_of_processes(launcher: Launcher) -> N
     assert (told["step"], told["images_seen"], told["state"]) == (100, 3200, "finished")
     assert told["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.02)
     assert "is finished" in launcher.torchrun(2, "resume", "run").ended(0)
+
+
+@pytest.mark.slow
+def test_two_machines_keep_each_its_own_part_and_go_on_from_the_first_one_s(launcher: Launcher) -> None:
+    for command in (("train", "tiny", *SETTINGS, "--run-dir"), ("resume", "--steps", "80")):
+        port = free_port()
+        machines = [
+            launcher.start(
+                *("torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)),
+                *("--master_addr", "127.0.0.1", "--master_port", str(port)),
+                *(*OURS, *command, ("run", "there")[rank], "--mode", "engine"),
+            )
+            for rank in range(2)
+        ]
+        for machine in machines:
+            machine.ended(0)
+    there = launcher.run.parent / "there"
+    assert names(there) == ["ranks"]
+    assert weights(launcher.run) == weights(there / "ranks" / "rank-1")
+    assert reported(launcher.run)["step"] == 80
+    (formed, _) = events(launcher.run, "world_formed")
+    assert [rank["samples"] for rank in formed["ranks"]] == [16, 16]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
