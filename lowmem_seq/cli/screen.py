@@ -188,7 +188,7 @@ class SessionScreen:
     def _on_forming(self, message: Message) -> None:
         self._activity = f"waiting for {message['ranks']} ranks at {message['address']}"
         self._line(f"engine  {message['ranks']} processes compute each step together, at {message['address']}")
-        self._line("        what they exchange is neither encrypted nor checked: for a trusted network only")
+        self._line("        nothing of it is encrypted or authenticated: for a trusted network only")
 
     def _on_world_formed(self, message: Message) -> None:
         self._activity = "taking up rank 0's state"
