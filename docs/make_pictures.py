@@ -26,8 +26,8 @@ from lowmem_seq.supervisor.child import Message
 
 PICTURE = Path(__file__).resolve().parent / "images" / "screen.svg"
 COMMAND = "lowmem-seq train small --data shapes --max-ram 2GB"
-STEP = 120
-WIDTH = 100
+STEP = 240
+WIDTH = 108
 WEB_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 """What rich would have a browser load from elsewhere; the system's own font serves."""
 
@@ -46,7 +46,7 @@ class Still(Live):
 
 
 class Camera(SessionScreen):
-    """A session's screen, as a terminal of 100 columns shows it, of which a picture is taken at a step."""
+    """A session's screen, as a terminal of 108 columns shows it, of which a picture is taken at a step."""
 
     def __init__(self, console: Console, *rest: Any) -> None:
         del console
