@@ -30,11 +30,15 @@ COMMANDS = frozenset({"pip", "lowmem-seq", "sudo", "systemd-inhibit", "caffeinat
 
 def doctor(
     peer: str | None = typer.Option(
-        None, "--peer", metavar="IP:PORT", help="Look instead whether a machine that hosts can be trained with."
+        None, "--peer", metavar="IP:PORT", help="Look instead whether a host can be trained with."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one object."),
 ) -> None:
-    """Look whether this machine is fit to train, and say how what is wrong is mended: lowmem-seq doctor.
+    """Look whether this machine is fit to train, and say how what is wrong is mended.
+
+    Examples:
+        lowmem-seq doctor
+        lowmem-seq doctor --peer 192.168.1.20:29500  # is the way to the host open?
 
     Ends with 0 if nothing failed, else with 11. With --peer it ends with 7 then, and takes the join code from
     LOWMEM_SEQ_TOKEN.
