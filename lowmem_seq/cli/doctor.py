@@ -36,12 +36,12 @@ def doctor(
 ) -> None:
     """Look whether this machine is fit to train, and say how what is wrong is mended.
 
+    Ends with 0 if nothing failed, else with 11. With --peer it ends with 7 then, and takes the join code from
+    LOWMEM_SEQ_TOKEN.
+
     Examples:
         lowmem-seq doctor
         lowmem-seq doctor --peer 192.168.1.20:29500  # is the way to the host open?
-
-    Ends with 0 if nothing failed, else with 11. With --peer it ends with 7 then, and takes the join code from
-    LOWMEM_SEQ_TOKEN.
     """
     groups = list(_groups(peer))
     console = make_console(sys.stdout)

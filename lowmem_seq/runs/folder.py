@@ -42,6 +42,7 @@ class RunFolder:
         self.data_file = path / "data.json"
         self.checkpoints = path / "checkpoints"
         self.weights_file = path / "model.safetensors"
+        self.predictions_file = path / "predictions.safetensors"
         self.log_file = path / "trainer.log"
         self.events = EventLog(path / "events.jsonl")
         self.lock_file = path / "lock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lowmem_seq.models import ImageClassifier
+
+Observer: TypeAlias = Callable[[Tensor, Tensor], None]
+"""Hears the logits (B, K) and the labels (B,) of each batch."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,13 @@ def evaluate(
     class_count: int,
     accelerator: Accelerator,
     stop_requested: Callable[[], bool] = lambda: False,
+    observe: Observer | None = None,
 ) -> Evaluation | None:
     """Return the figures of `model` over all batches, or None if a stop was asked for on the way.
 
     Arguments as of `count`.
     """
-    tally = count(model, batches, class_count, accelerator, stop_requested)
+    tally = count(model, batches, class_count, accelerator, stop_requested, observe)
     return None if tally is None else tally.figures()
 
 
@@ -82,6 +87,7 @@ def count(
     class_count: int,
     accelerator: Accelerator,
     stop_requested: Callable[[], bool] = lambda: False,
+    observe: Observer | None = None,
 ) -> Tally | None:
     """Return what is counted over all batches, or None if a stop was asked for on the way.
 
@@ -91,6 +97,7 @@ def count(
         class_count: K.
         accelerator: gives device and precision.
         stop_requested: asked before each batch.
+        observe: is told what the model says of each batch.
     """
     loss = 0.0
     confusion = torch.zeros(class_count * class_count, dtype=torch.int64)
@@ -101,6 +108,8 @@ def count(
             logits = model(images.to(accelerator.device), None)  # (B, K)
         logits = logits.float().cpu()
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        if observe is not None:
+            observe(logits, labels)
         pairs = labels * class_count + logits.argmax(1)  # (B,)
         confusion += torch.bincount(pairs, minlength=class_count * class_count)
     return Tally(loss, confusion.view(class_count, class_count))

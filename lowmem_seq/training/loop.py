@@ -28,9 +28,10 @@ from lowmem_seq.memory.plan import Plan
 from lowmem_seq.memory.space import SMALL_IMAGE
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.training.evaluation import Evaluation, count
+from lowmem_seq.training.evaluation import Evaluation, Observer, count
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.noise import draw_noise
+from lowmem_seq.training.predictions import writing_predictions
 from lowmem_seq.training.ranks import OneProcess, Ranks
 from lowmem_seq.training.saver import Saver
 from lowmem_seq.training.schedule import learning_rate
@@ -243,7 +244,7 @@ class Training:
     def test(self) -> bool:
         """Write the final weights, and read the test part, once; return False if a stop was asked for."""
         digest = self.saver.patience.run("the final weights", self.write_final_weights)
-        result, seconds = self.evaluate_part(self.parts.test)
+        result, seconds = self.saver.patience.run("the predictions", lambda: self.predict_test(digest))
         if result is None:
             return False
         step = self.state.counters.step
@@ -261,17 +262,44 @@ class Training:
         )
         return True
 
-    def evaluate_part(self, part: Part) -> tuple[Evaluation | None, float]:
-        """Return the figures of the averaged weights on a part (None: stopped), and the seconds that it took."""
+    def predict_test(self, weights_sha256: str) -> tuple[Evaluation | None, float]:
+        """Return the figures of the test part, and leave what was predicted for reports; see `evaluate_part`.
+
+        Among several ranks the first one does all of it, for it keeps what is said of each picture.
+        """
+        test, classes = self.parts.test, self.parts.classes
+        if not self.ranks.is_first:
+            return self.evaluate_part(test.cut(0, 0), shared=False)
+        with (
+            needing(self.run.path, "the run folder"),
+            writing_predictions(self.run.predictions_file, test, classes, weights_sha256) as predictions,
+        ):
+            return self.evaluate_part(test, predictions.add, shared=False)
+
+    def evaluate_part(
+        self, part: Part, observe: Observer | None = None, shared: bool = True
+    ) -> tuple[Evaluation | None, float]:
+        """Return the figures of the averaged weights on a part (None: stopped), and the seconds that it took.
+
+        Args:
+            part: the images.
+            observe: is told what the model says of each batch.
+            shared: whether several ranks share it out; else each says what its own part is.
+        """
         began = time.monotonic()
         self.source.does("evaluating")
         self.journal.show_evaluation(part.size)
         described = self.pack.description
-        own = self.ranks.part_to_evaluate(part)
+        own = self.ranks.part_to_evaluate(part) if shared else part
         batches = evaluation_batches(own, described.mean, described.deviation, self.plan.micro_batch)
         with self.state.averaged() as model:
             tally = count(
-                model, batches, len(self.parts.classes), self.accelerator, lambda: self.channel.stop_requested
+                model,
+                batches,
+                len(self.parts.classes),
+                self.accelerator,
+                lambda: self.channel.stop_requested,
+                observe,
             )
         total = self.ranks.total(tally)
         result = None if total is None else total.figures()
