@@ -50,6 +50,7 @@ Probability = Annotated[float, Meta(ge=0, lt=1)]
 # a function beside a type turns what is given into what the type is checked against: see sections.py
 IntervalText = Annotated[str, _interval_text]
 TimeText = Annotated[str, _time_text]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 ByteCount = Annotated[Count | None, _bytes_from_text]
 
 
@@ -286,6 +287,10 @@ class RunConfig(Section, frozen=True, kw_only=True):
     """Key of every random draw."""
     steps: Count | None = None
     """Optimizer steps after which the run ends; null derives them from the epochs."""
+    init_from: str | None = None
+    """Where the first weights are from: the run or file that `--init-from` named; null draws them by the seed."""
+    init_sha256: Digest | None = None
+    """SHA-256 of the file of those weights, which lies in the run folder."""
     model: ModelConfig
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -293,6 +298,10 @@ class RunConfig(Section, frozen=True, kw_only=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     machine: MachineConfig = MachineConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    def __post_init__(self) -> None:
+        if (self.init_from is None) != (self.init_sha256 is None):
+            raise ValueError("init_from and init_sha256 belong together: lowmem-seq train --init-from sets both")
 
     def to_yaml(self) -> str:
         """The settings as YAML, in the order they are declared in."""
@@ -308,11 +317,14 @@ class RunConfig(Section, frozen=True, kw_only=True):
         """SHA-256 of what a run may not change on its way.
 
         That is everything but its length (`steps`, `recipe.epochs`), which `resume` may change, and `machine`,
-        `checkpoint`, `cluster`, the name and the data's path, which don't decide what is trained.
+        `checkpoint`, `cluster`, the name and the paths of data and first weights, which don't decide what is
+        trained. The weights' own hash does; without such weights it is left out, as before there were any.
         """
         decisive = self.to_settings()
-        for key in ("machine", "checkpoint", "cluster", "name", "steps"):
+        for key in ("machine", "checkpoint", "cluster", "name", "steps", "init_from"):
             del decisive[key]
+        if self.init_sha256 is None:
+            del decisive["init_sha256"]
         del decisive["data"]["source"], decisive["recipe"]["epochs"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

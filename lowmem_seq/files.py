@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import uuid
@@ -230,6 +231,12 @@ def _ends_torn(path: Path) -> bool:
             return end > 0 and file.read(1) != b"\n"
     except FileNotFoundError:
         return False
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` a copy of a file's bytes, atomically."""
+    with source.open("rb") as original, writing(target) as file:
+        shutil.copyfileobj(original, file)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,15 +13,15 @@ from rich.text import Text
 
 from lowmem_seq.cli import completion
 from lowmem_seq.cli.help import Command, Group
+from lowmem_seq.cli.progress import progress_bar
 from lowmem_seq.cli.settings import JsonOption
-from lowmem_seq.cli.terminal import can_redraw, harmless, make_console, print_json
+from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.errors import DataError, UsageError
 from lowmem_seq.units import format_bytes
 
 if TYPE_CHECKING:  # numpy and Pillow would slow `--help` down
     from rich.console import Console
 
-    from lowmem_seq.data.dataset import Progress
     from lowmem_seq.data.pack import Pack
 
 DEFAULT_IMAGE_SIZE = 32
@@ -139,29 +137,6 @@ def _print_packs(console: Console, packs: list[Pack]) -> None:
     console.print(table)
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    """Show progress on standard error: a bar in a terminal, a line for each new activity elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = make_console(sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not can_redraw(console)) as bar:
-        task = bar.add_task("starting", total=None)
-        current = ""
-
-        def show(what: str, done: int, total: int | None) -> None:
-            nonlocal current
-            if what != current:
-                current = what
-                bar.reset(task, description=what, total=total)
-                if not can_redraw(console):
-                    console.print(Text(what))
-            bar.update(task, completed=done, total=total)
-
-        yield show
-
-
 @data_app.command("add", cls=Command)
 def add(
     source: str = typer.Argument(
@@ -178,7 +153,7 @@ def add(
     """
     from lowmem_seq.data.prepare import prepare
 
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         pack = prepare(source, _checked_image_size(image_size), progress)
     if as_json:
         print_json(_summary(pack))

@@ -99,7 +99,9 @@ def run_path_of(name: str, around: Surroundings) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(began))}"
 
 
-def make_run_of_rank(path: Path, rank: Rank, config: RunConfig) -> tuple[RunFolder, RunFolder]:
+def make_run_of_rank(
+    path: Path, rank: Rank, config: RunConfig, initial: Path | None = None
+) -> tuple[RunFolder, RunFolder]:
     """Return the run as far as it is known on this machine, and the folder that a rank begins in.
 
     Where the launcher starts all again, they are the ones there were.
@@ -109,7 +111,7 @@ def make_run_of_rank(path: Path, rank: Rank, config: RunConfig) -> tuple[RunFold
     """
     if rank.is_first:
         is_there = rank.attempt > 0 and (path / "config.yaml").is_file()
-        run = open_run(path) if is_there else create_run(path, config)
+        run = open_run(path) if is_there else create_run(path, config, initial)
         return run, run
     own = _own_folder(path, rank, config)
     return RunFolder(path) if (path / "config.yaml").is_file() else own, own

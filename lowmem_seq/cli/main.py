@@ -14,8 +14,11 @@ from lowmem_seq import __version__
 from lowmem_seq.cli.cluster import token
 from lowmem_seq.cli.data import data_app
 from lowmem_seq.cli.doctor import doctor
+from lowmem_seq.cli.eval import eval_
+from lowmem_seq.cli.export import export
 from lowmem_seq.cli.help import WIDEST, Command, Group
 from lowmem_seq.cli.plan import plan
+from lowmem_seq.cli.predict import predict
 from lowmem_seq.cli.report import report
 from lowmem_seq.cli.status import status
 from lowmem_seq.cli.terminal import harmless, make_console
@@ -69,8 +72,9 @@ def _options(
     """Options before the command."""
 
 
-for command in (train, resume, status, plan, report, verify, doctor, token):
+for command in (train, resume, status, plan, report, verify, predict, export, doctor, token):
     app.command(cls=Command)(command)
+app.command("eval", cls=Command)(eval_)
 app.add_typer(data_app, name="data")
 
 

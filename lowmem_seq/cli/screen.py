@@ -119,6 +119,10 @@ class SessionScreen:
         self._activity = "training"
         self._line(self._headline(message))
 
+    def _on_initial_weights(self, message: Message) -> None:
+        head = "; the head is drawn anew, for the classes are other ones" if message["head_drawn_anew"] else ""
+        self._line(f"begins with the weights of {message['path']}{head}")
+
     def _on_progress(self, message: Message) -> None:
         self._take_step(message)
 

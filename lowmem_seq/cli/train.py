@@ -43,9 +43,11 @@ from lowmem_seq.cli.settings import (
     split_classes,
 )
 from lowmem_seq.cli.terminal import harmless, make_console
+from lowmem_seq.cli.weights import find_initial
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.config import RunConfig, validate
 from lowmem_seq.errors import StoppedError, UsageError
+from lowmem_seq.files import sha256_of
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
@@ -66,6 +68,12 @@ def train(
         metavar="DIR",
         help="A new folder. [default: runs/PRESET-DATE-TIME]",
         rich_help_panel=OUTPUT,
+    ),
+    init_from: Path | None = typer.Option(
+        None,
+        metavar="RUN|FILE",
+        help="Begin with the weights of a run, or of a safetensors file.",
+        rich_help_panel=TRAINING,
     ),
     epochs: EpochsOption = None,
     steps: StepsOption = None,
@@ -115,18 +123,21 @@ def train(
         "recipe.effective_batch": effective_batch,
     }
     config = settings_from(preset, flags, set_ or [], micro_batch)
+    initial = find_initial(init_from, config)
     console = make_console(sys.stdout, soft_wrap=True)
     part, around = read_part(host, port, join, console, mode)
     if dry_run:
         show_plan(config, quiet)
         return
+    if init_from is not None and initial is not None:
+        config = structs.replace(config, init_from=str(init_from.absolute()), init_sha256=sha256_of(initial))
     invitation = have_token(part) if isinstance(part, Part) else ""  # before anything is made
     if isinstance(part, Rank):
-        whole, run = make_run_of_rank(run_dir or run_path_of(config.name, around), part, config)
+        whole, run = make_run_of_rank(run_dir or run_path_of(config.name, around), part, config, initial)
         if _is_finished(whole, console):  # and the launcher starts all again for another rank's sake
             return
     else:
-        run = create_run(run_dir or default_run_path(config.name, Path("runs")), config)
+        run = create_run(run_dir or default_run_path(config.name, Path("runs")), config, initial)
     _run_session(run, config, console, quiet, plan_anew=True, part=part, invitation=invitation)
 
 

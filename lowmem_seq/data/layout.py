@@ -16,6 +16,8 @@ from lowmem_seq.data.pictures import is_image_name
 from lowmem_seq.errors import DataError
 
 TEST_PERCENT = 15
+PUT_ASIDE = f"{TEST_PERCENT} % of each class, chosen by a hash of the files' names, because there is no test folder"
+"""What pack.json says where a dataset has no test part of its own."""
 LAYOUT_HINT = "lay the images out as CLASS/file, or as train/CLASS/file and test/CLASS/file"
 _VALIDATION_FOLDERS = ("val", "valid", "validation")
 _PART_FOLDERS = ("train", "test", *_VALIDATION_FOLDERS)
@@ -108,13 +110,10 @@ def _parts_of(images: list[list[str]], folders: set[tuple[str, ...]]) -> tuple[d
     """
     tops = {path[0].casefold(): path[0] for path in folders}
     nested = {path[0].casefold() for path in images if len(path) > 2}
-    put_aside = (
-        f"{TEST_PERCENT} % of each class, chosen by a hash of the files' names, because there is no test folder"
-    )
     if "train" not in nested:
         if nested and nested <= set(_PART_FOLDERS):
             raise DataError(f"it has a folder {tops[min(nested)]}, but none named train.", LAYOUT_HINT)
-        return {}, put_aside
+        return {}, PUT_ASIDE
     validations = [name for name in _VALIDATION_FOLDERS if name in tops]
     if "test" in tops:
         unread = f"; the folder {tops[validations[0]]} is not read" if validations else ""
@@ -122,7 +121,7 @@ def _parts_of(images: list[list[str]], folders: set[tuple[str, ...]]) -> tuple[d
     if validations:
         sentence = f"the folder {tops[validations[0]]}, because there is no test folder"
         return {"train": "train", validations[0]: "test"}, sentence
-    return {"train": "train"}, put_aside
+    return {"train": "train"}, PUT_ASIDE
 
 
 def _check_classes(empty_folders: list[str], placed: list[tuple[PartName, str, str, int]]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from lowmem_seq.data.dataset import PartName, Pixels
+from lowmem_seq.data.dataset import PART_NAMES, PartName, Pixels
 from lowmem_seq.data.draws import Purpose, bits
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import DataError, UsageError, nearest
@@ -89,6 +89,27 @@ def open_parts(pack: Pack, classes: tuple[str, ...] | None, validation_fraction:
         test=Part(pack, "test", test_positions, test_labels),
         classes=chosen,
     )
+
+
+def parts_by_name(pack: Pack, classes: tuple[str, ...]) -> dict[PartName, Part]:
+    """Return a pack's train and test pictures with labels in the order of other classes, matched by name.
+
+    Raises:
+        DataError: the pack has classes that are none of these.
+    """
+    unknown = [name for name in pack.classes if name not in classes]
+    if unknown:
+        known = f"the classes it knows are {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
+        raise DataError(
+            f"the model doesn't know {len(unknown)} of the {len(pack.classes)} classes: {', '.join(unknown[:20])}"
+            f"{', ...' if len(unknown) > 20 else ''}.",
+            f"{nearest(unknown[0], list(classes))} {known}; rename or remove the folders of others".strip(),
+        )
+    new_labels = np.array([classes.index(name) for name in pack.classes])
+    return {
+        part: Part(pack, part, _compact(np.arange(pack.size(part))), _compact(new_labels[pack.labels(part)]))
+        for part in PART_NAMES
+    }
 
 
 def _chosen_classes(known: tuple[str, ...], wanted: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,155 +1,29 @@
-"""A folder or a zip of images as a dataset: what is in it, its bytes, and the pictures that they are.
+"""A folder or a zip of images as a dataset: its content, checked, and the pictures that its files are.
 
-Names are taken as they would be on every system (NFC, `/`), and a zip's members are never unpacked to disk. A
-file that can't be read is counted and listed; a class that loses more than half of its images is an error.
+A file that can't be read is counted and listed; a class that loses more than half of its images is an error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import lzma
-import os
 import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from lowmem_seq.data.dataset import Content, Picture, Progress, Skipped, Stamp
-from lowmem_seq.data.fingerprint import is_ignored, normalised
 from lowmem_seq.data.layout import LAYOUT_HINT, Layout, arrange
+from lowmem_seq.data.members import FolderFiles, NamedFiles, ZipFiles, open_zip
 from lowmem_seq.data.pictures import UnreadableError, decode
 from lowmem_seq.errors import DataError
-from lowmem_seq.units import format_bytes
-
-MAX_FILE_BYTES = 200 * 10**6
-
-
-class _Files(Protocol):
-    """Named bytes; `names` are normalised, relative, and without what systems leave behind."""
-
-    names: list[str]
-    folders: list[str]
-
-    def read(self, position: int) -> bytes:
-        """The bytes of the file `names[position]`; raises UnreadableError."""
-
-
-def _checked_size(size: int) -> int:
-    if size > MAX_FILE_BYTES:
-        raise UnreadableError(f"over {format_bytes(MAX_FILE_BYTES)}")
-    return size
-
-
-class _FolderFiles:
-    def __init__(self, root: Path, skipped: Skipped) -> None:
-        self.names: list[str] = []
-        self.folders: list[str] = []
-        self.stamps: list[Stamp] = []
-        self._paths: list[str] = []
-        self._root = Path(os.path.realpath(root))
-        self._walk(self._root, "", skipped)
-
-    def _walk(self, folder: Path, prefix: str, skipped: Skipped) -> None:
-        try:
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(
-                f"the folder {folder} can't be read: {error.strerror}.", "check its permissions"
-            ) from error
-        for entry in entries:
-            name = normalised(prefix + entry.name)
-            if is_ignored(name):
-                continue
-            if entry.is_symlink():
-                target = Path(os.path.realpath(entry.path))
-                if not target.is_relative_to(self._root):
-                    skipped.add(name, "a link that leaves the folder")
-                    continue
-                if not target.is_file():
-                    skipped.add(name, "a link to a folder, or to nothing")
-                    continue
-            if entry.is_dir():
-                self.folders.append(name)
-                self._walk(Path(entry.path), name + "/", skipped)
-            elif entry.is_file():
-                status = entry.stat()
-                self.names.append(name)
-                self._paths.append(entry.path)
-                self.stamps.append(Stamp(name, status.st_size, status.st_mtime_ns))
-
-    def read(self, position: int) -> bytes:
-        try:
-            with open(self._paths[position], "rb", buffering=0) as file:  # noqa: PTH123 - a Path an image is slow
-                _checked_size(os.fstat(file.fileno()).st_size)
-                return file.readall()
-        except OSError as error:
-            raise UnreadableError(error.strerror or "not readable") from error
-
-
-class _ZipFiles:
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self.names: list[str] = []
-        self.folders: list[str] = []
-        self._archive = archive
-        self._members: list[zipfile.ZipInfo] = []
-        for member in archive.infolist():
-            name = _member_name(member, path)
-            if is_ignored(name):
-                continue
-            if member.is_dir() or name.endswith("/"):
-                self.folders.append(name.rstrip("/"))
-                continue
-            if member.flag_bits & 0x1:
-                raise DataError(
-                    f"{path} is encrypted (its member {name!r} is).", "unpack it and give the folder: --data FOLDER"
-                )
-            self.names.append(name)
-            self._members.append(member)
-
-    def read(self, position: int) -> bytes:
-        member = self._members[position]
-        _checked_size(member.file_size)
-        try:
-            with self._archive.open(member) as file:
-                return file.read(member.file_size)  # never more than it says, whatever it unpacks to
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
-            raise UnreadableError("a broken zip member") from error
-        except (NotImplementedError, RuntimeError) as error:
-            raise UnreadableError("a zip member of an unknown compression") from error
-        except OSError as error:
-            raise UnreadableError(error.strerror or "not readable") from error
-
-
-def _member_name(member: zipfile.ZipInfo, path: Path) -> str:
-    """The member's normalised name.
-
-    Raises:
-        DataError: it is absolute, or climbs out of the folder that a zip would be unpacked to.
-    """
-    name = member.filename.replace("\\", "/")
-    if not member.flag_bits & 0x800:  # no sign that the name is UTF-8, though macOS writes it so
-        with contextlib.suppress(UnicodeError):
-            name = name.encode("cp437").decode("utf-8")
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        raise DataError(
-            f"{path} has a member {member.filename!r}, which lies outside of the archive.",
-            "don't trust this archive; get it from its publisher",
-        )
-    return normalised(
-        "/".join(part for part in name.split("/") if part not in ("", ".")) + "/" * name.endswith("/")
-    )
 
 
 class _ImageContent:
     """An opened folder or zip of images."""
 
-    def __init__(self, files: _Files, skipped: Skipped, source: str) -> None:
+    def __init__(self, files: NamedFiles, skipped: Skipped, source: str) -> None:
         self.skipped = skipped
         self._source = source
         self._files = files
@@ -242,14 +116,14 @@ class ImageFolder:
 
     def stamps(self) -> Iterable[Stamp]:
         """The files' names, sizes and modification times."""
-        return _FolderFiles(self.path, Skipped()).stamps
+        return FolderFiles(self.path, Skipped()).stamps
 
     @contextlib.contextmanager
     def opened(self, progress: Progress) -> Iterator[Content]:
         """List the folder."""
         progress("listing files", 0, None)
         skipped = Skipped()
-        yield _ImageContent(_FolderFiles(self.path, skipped), skipped, self.source)
+        yield _ImageContent(FolderFiles(self.path, skipped), skipped, self.source)
 
 
 @dataclass(frozen=True)
@@ -281,9 +155,5 @@ class ImageZip:
             DataError: it is broken, encrypted, or has members outside of itself.
         """
         progress("listing files", 0, None)
-        try:
-            archive = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise DataError(f"{self.path} can't be read as a zip: {error}", "copy or download it again") from error
-        with archive:
-            yield _ImageContent(_ZipFiles(self.path, archive), Skipped(), self.source)
+        with open_zip(self.path) as archive:
+            yield _ImageContent(ZipFiles(self.path, archive), Skipped(), self.source)

@@ -7,11 +7,14 @@ convolution, whose weight is (out, channels, rows, columns), and here by a linea
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowmem_seq.config import ModelConfig, Sequencer2DConfig, load_preset, validate
 from lowmem_seq.errors import UsageError
 from lowmem_seq.models.patches import PatchLinear
 from lowmem_seq.models.presets import ImageClassifier
@@ -32,6 +35,8 @@ _TIMM_NAMES = (
     (r"^head\.", "head.fc."),
 )
 _NAMES_SHOWN = 8
+TIMM_ARCHITECTURES = ("sequencer2d_s", "sequencer2d_m", "sequencer2d_l")
+"""They are presets of ours as well. Only the first lets its sizes be changed (timm 1.0)."""
 
 
 def load_timm_state_dict(model: ImageClassifier, state_dict: Mapping[str, Tensor]) -> None:
@@ -60,10 +65,27 @@ def load_timm_state_dict(model: ImageClassifier, state_dict: Mapping[str, Tensor
             f"these are not this model's weights.\n{shown}",
             "build the model with timm's sizes and classes: create_model('sequencer2d_s', num_classes=1000)",
         )
-    sides = _patch_sides(model)
+    ours = model.state_dict()
     with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(_linear_weight(state_dict[_timm_name(name)], sides.get(name)))
+        for name, value in from_timm_state_dict(model, state_dict).items():
+            ours[name].copy_(value)
+
+
+def is_timm_state_dict(names: Container[str]) -> bool:
+    """Whether weights have timm's names and not ours."""
+    return "stem.proj.weight" in names
+
+
+def from_timm_state_dict(model: ImageClassifier, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return timm's weights under our names and in our shapes; a name that `model` has no counterpart of stays.
+
+    Raises:
+        UsageError: timm has no such model.
+    """
+    _refuse_foreign(model)
+    sides, ours = _patch_sides(model), {_timm_name(name): name for name in model.state_dict()}
+    named = ((ours.get(name, name), value) for name, value in state_dict.items())
+    return {name: _linear_weight(value, sides.get(name) if value.ndim == 4 else None) for name, value in named}
 
 
 def to_timm_state_dict(model: ImageClassifier) -> dict[str, Tensor]:
@@ -76,6 +98,40 @@ def to_timm_state_dict(model: ImageClassifier) -> dict[str, Tensor]:
     sides = _patch_sides(model)
     return {
         _timm_name(name): _convolution_weight(value, sides.get(name)) for name, value in model.state_dict().items()
+    }
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """How timm builds a model: `timm.create_model(architecture, **model_args)`."""
+
+    architecture: str
+    model_args: dict[str, Any]
+
+
+def timm_model(settings: ModelConfig) -> TimmModel | None:
+    """Return how timm builds the model of a config; None where it has none of its kind.
+
+    Its names stand for the paper's sizes; other sizes are laid over the first of them, as it alone allows.
+    """
+    if not isinstance(settings, Sequencer2DConfig) or settings.final_pointwise:
+        return None
+    for name in TIMM_ARCHITECTURES:
+        if _sizes(validate(load_preset(name)).model) == _sizes(settings):
+            return TimmModel(name, {})
+    return TimmModel(TIMM_ARCHITECTURES[0], _sizes(settings))
+
+
+def _sizes(settings: ModelConfig) -> dict[str, Any]:
+    """A model's sizes in the words of timm."""
+    assert isinstance(settings, Sequencer2DConfig)
+    return {
+        "layers": list(settings.layers),
+        "patch_sizes": list(settings.patch_sizes),
+        "embed_dims": list(settings.widths),
+        "hidden_sizes": list(settings.lstm_widths),
+        "mlp_ratios": [float(settings.mlp_ratio)] * len(settings.layers),
+        "stem_norm": settings.embed_norm,
     }
 
 

@@ -18,7 +18,16 @@ from filelock import BaseFileLock, FileLock, Timeout
 from lowmem_seq.config import RunConfig, load_config
 from lowmem_seq.disk import is_link
 from lowmem_seq.errors import RunLockedError, UsageError, closest
-from lowmem_seq.files import is_temporary, make_folder, read_json, remove_leftover, write_json, write_text
+from lowmem_seq.files import (
+    copy_file,
+    is_temporary,
+    make_folder,
+    read_json,
+    remove_leftover,
+    sha256_of,
+    write_json,
+    write_text,
+)
 from lowmem_seq.runs.environment import describe_environment
 from lowmem_seq.runs.events import EventLog
 
@@ -42,6 +51,7 @@ class RunFolder:
         self.data_file = path / "data.json"
         self.checkpoints = path / "checkpoints"
         self.weights_file = path / "model.safetensors"
+        self.initial_file = path / "initial.safetensors"
         self.predictions_file = path / "predictions.safetensors"
         self.log_file = path / "trainer.log"
         self.events = EventLog(path / "events.jsonl")
@@ -256,13 +266,18 @@ def default_run_path(name: str, root: Path) -> Path:
     return path
 
 
-def create_run(path: Path, config: RunConfig) -> RunFolder:
+def create_run(path: Path, config: RunConfig, initial: Path | None = None) -> RunFolder:
     """Make a run folder that holds its settings and its environment; config.yaml comes last, and makes it a run.
 
     What a start left that was killed before that does not count.
 
+    Args:
+        path: the folder.
+        config: the settings.
+        initial: the weights that it begins with, of which it gets a copy.
+
     Raises:
-        UsageError: the folder is there already and not empty, or can't be made.
+        UsageError: the folder is there already and not empty, or can't be made; or the weights have changed.
         RunLockedError: another process is starting in it.
     """
     run = RunFolder(path)
@@ -276,6 +291,10 @@ def create_run(path: Path, config: RunConfig) -> RunFolder:
     with run.locked():  # of two that start in one folder, the second finds the first one's settings
         _require_free(run)
         write_json(run.environment_file, describe_environment())
+        if initial is not None:
+            copy_file(initial, run.initial_file)
+            if sha256_of(run.initial_file) != config.init_sha256:
+                raise UsageError(f"{initial} has changed while it was copied.", "run it again")
         run.write_config(config)
     return run
 
@@ -286,7 +305,7 @@ def _require_free(run: RunFolder) -> None:
     Raises:
         UsageError: something is.
     """
-    of_a_start = (run.environment_file, run.lock_file, run.path / RANKS)
+    of_a_start = (run.environment_file, run.initial_file, run.lock_file, run.path / RANKS)
     if any(not is_temporary(entry) and entry not in of_a_start for entry in run.path.iterdir()):
         hint = run.resume_command if run.config_file.exists() else "choose another: --run-dir DIR"
         raise UsageError(f"the run folder {run.path} is not empty.", hint)

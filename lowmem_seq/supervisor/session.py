@@ -6,6 +6,9 @@ against the cap.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
@@ -14,7 +17,7 @@ from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, plan_from_json
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.supervisor.child import Child
+from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.cluster import Cluster
 from lowmem_seq.supervisor.planner import make_plan, part_of
 from lowmem_seq.supervisor.screen import Screen
@@ -62,19 +65,7 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
         KeyboardInterrupt: a stop was asked for.
         DataError: what the packer said, or the data is not what the run was started with.
     """
-    child = Child("lowmem_seq.data", config.data.source, str(config.data.image_size), log=run.log_file)
-    pack: str | None = None
-    with stops.ending(child, at=1):
-        for message in child.messages(1.0):
-            if message is not None and message.get("event") == "packed":
-                pack = str(message["pack"])
-                fingerprint = str(message["fingerprint"])
-            elif message is not None:
-                screen.show(message)
-        code = child.wait()
-    stops.raise_if_any()
-    if code != 0 or pack is None:
-        raise child.failure(code, "packer")
+    pack, fingerprint = have_packed(config.data.source, config.data.image_size, screen.show, stops, run.log_file)
     before = run.read_json(run.data_file)
     expected = None if before is None else before.get("fingerprint")
     if expected is not None and expected != fingerprint:
@@ -85,6 +76,30 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
         )
     record = {"format_version": 1, "source": config.data.source, "pack": pack, "fingerprint": fingerprint}
     write_json(run.data_file, record)
+
+
+def have_packed(
+    source: str, image_size: int, show: Callable[[Message], None], stops: StopSignals, log: Path | None = None
+) -> tuple[str, str]:
+    """Have a dataset packed, or found packed, by a child; return the pack's folder and fingerprint.
+
+    Raises:
+        KeyboardInterrupt: a stop was asked for.
+        DataError: what the packer said.
+    """
+    child = Child("lowmem_seq.data", source, str(image_size), log=log)
+    packed: tuple[str, str] | None = None
+    with stops.ending(child, at=1):
+        for message in child.messages(1.0):
+            if message is not None and message.get("event") == "packed":
+                packed = str(message["pack"]), str(message["fingerprint"])
+            elif message is not None:
+                show(message)
+        code = child.wait()
+    stops.raise_if_any()
+    if code != 0 or packed is None:
+        raise child.failure(code, "packer")
+    return packed
 
 
 def can_follow(plan: Plan) -> bool:

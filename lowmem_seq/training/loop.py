@@ -29,6 +29,7 @@ from lowmem_seq.memory.space import SMALL_IMAGE
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, Observer, count
+from lowmem_seq.training.initial import InitialWeights
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.noise import draw_noise
 from lowmem_seq.training.predictions import writing_predictions
@@ -80,6 +81,8 @@ class Training:
             lambda: channel.stop_requested,
             keeps=self.ranks.is_first,
         )
+        self.initial: InitialWeights | None = None
+        """What it begins with, if that is not what the seed draws."""
         self.setting = SettingInForce(run, plan, self.workers, governor, self.journal, self.saver.patience)
 
     @property

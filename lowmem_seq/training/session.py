@@ -10,6 +10,7 @@ import torch
 
 from lowmem_seq import __version__
 from lowmem_seq.channel import Channel
+from lowmem_seq.checkpoint.store import checkpoints_in
 from lowmem_seq.cluster.membership import machine_name, machine_of, read_membership
 from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.cluster.roll_call import Hello
@@ -24,6 +25,7 @@ from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.device import make_accelerator
+from lowmem_seq.training.initial import take_initial_weights
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.ranks import Ranks
 from lowmem_seq.training.state import TrainingState
@@ -125,7 +127,12 @@ def open_training(
     torch.set_num_threads(plan.threads)
     pack, parts = open_data(run, config)
     accelerator = make_accelerator(plan.device, plan.precision)
-    state = TrainingState(make_model(config, len(parts.classes)).to(accelerator.device), config.recipe)
+    model = make_model(config, len(parts.classes))
+    initial = None
+    begins = not checkpoints_in(run.checkpoints) and (ranks is None or ranks.is_first)  # else all is there by itself
+    if config.init_sha256 is not None and begins:
+        initial = take_initial_weights(model, run.initial_file, config.init_sha256, parts.classes)
+    state = TrainingState(model.to(accelerator.device), config.recipe)
     if governor is None:
         governor = Governor(
             system_reader(),
@@ -134,7 +141,9 @@ def open_training(
             limit=limit,
             tell_peak=lambda peak_bytes: channel.say({"event": "peak", "bytes": peak_bytes}),
         )
-    return Training(run, config, plan, pack, parts, state, accelerator, channel, governor, ranks)
+    training = Training(run, config, plan, pack, parts, state, accelerator, channel, governor, ranks)
+    training.initial = initial
+    return training
 
 
 def find_others(training: Training) -> Together | None:
@@ -166,6 +175,13 @@ def take_up_newest(training: Training) -> None:
         return
     others, machine = find_others(training), machine_of(training.run)
     checkpoint = training.saver.load_newest()
+    if checkpoint is None and training.initial is not None:
+        training.journal.record(
+            "initial_weights",
+            path=training.config.init_from,
+            tensors=training.initial.tensors,
+            head_drawn_anew=training.initial.head_drawn_anew,
+        )
     if others is not None:
         others.join(checkpoint)
         return

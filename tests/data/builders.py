@@ -21,6 +21,18 @@ def picture(number: int, side: int = 8, image_format: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def coloured_files(**colours: tuple[int, int, int]) -> dict[str, bytes]:
+    """20 pictures of a colour with some noise below each name, 24x20 pixels: `red/0.png`, ... ."""
+    files = {}
+    for name, colour in colours.items():
+        for number in range(20):
+            noise = np.random.default_rng(number).integers(-30, 31, (20, 24, 3))
+            file = io.BytesIO()
+            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(file, "PNG")
+            files[f"{name}/{number}.png"] = file.getvalue()
+    return files
+
+
 def class_files(*prefixes: str, count: int = 4) -> dict[str, bytes]:
     """`count` pictures below each prefix: `cat/0.png`, `cat/1.png`, ... ."""
     names = [f"{prefix}/{number}.png" for prefix in prefixes for number in range(count)]

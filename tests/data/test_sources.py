@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowmem_seq.data import sources
+from lowmem_seq.data import members
 from lowmem_seq.data.dataset import Content, Dataset, Picture, silent
 from lowmem_seq.data.sources import ImageFolder, ImageZip
 from lowmem_seq.errors import DataError
@@ -161,7 +161,7 @@ def test_a_member_that_says_it_is_smaller_than_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "folder"])
 def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(members, "MAX_FILE_BYTES", 1_000_000)
     files = class_files("cat", "dog", count=9) | {"cat/bomb.png": b"\0" * 1_000_001}
     dataset: Dataset
     if kind == "zip":
