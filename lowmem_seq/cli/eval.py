@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # torch
     from lowmem_seq.training.evaluation import Evaluation
     from lowmem_seq.training.judging import Subject
 
+PARTS = ("test", "validation", "train", "all")
 CONFUSIONS_SHOWN = 3
 
 
@@ -58,7 +60,7 @@ def eval_(
     """
     cap_bytes, wanted_device, run = read_cap(max_ram), read_device(device), open_run(run_dir)
     if part is not None:
-        require_one_of("--part", part, ("test", "validation", "train", "all"))
+        require_one_of("--part", part, PARTS)
     weights = choose_weights(run)
     prepare_for_torch()
     from lowmem_seq.training.inference import Classifier, under_cap
@@ -103,7 +105,7 @@ def find_pack(run: RunFolder, data: str | None, progress: Progress) -> Pack:
     if data is None and fingerprint != record.get("fingerprint", fingerprint):
         raise DataError(
             f"{settings.source} holds other images than this run was started with.",
-            f"lowmem-seq eval {run.path} --data PATH   with the images of the start, or others",
+            f"lowmem-seq eval {shlex.quote(str(run.path))} --data PATH   with the images of the start, or others",
         )
     return Pack.open(Path(folder))
 

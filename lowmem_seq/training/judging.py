@@ -18,8 +18,6 @@ from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, evaluate
 from lowmem_seq.training.inference import Classifier
 
-PARTS = ("test", "validation", "train", "all")
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -29,7 +27,7 @@ class Subject:
     source: str
     """A catalogue name, or a path."""
     what: str
-    """Which of them, one of PARTS."""
+    """Which of them: test, validation, train or all."""
 
     @property
     def size(self) -> int:
@@ -58,7 +56,7 @@ def choose_subject(run: RunFolder, pack: Pack, source: str, classes: tuple[str, 
         pack: the pictures.
         source: what they were asked for by; the pack may have been made of an equal one.
         classes: what the model tells apart.
-        what: one of PARTS, or None.
+        what: test, validation, train or all; None: what suits the pictures.
 
     Raises:
         DataError: there are no such pictures, or they have classes that the model doesn't know.

@@ -12,12 +12,13 @@ import pytest
 
 from lowmem_seq.config import load_preset, validate
 from lowmem_seq.models.timm_weights import timm_model
-from tests.builders import end, names, start_python
+from tests.builders import names
+from tests.cli.conftest import CommandLine
 from tests.conftest import Coloured
 from tests.data.builders import coloured_files, write_folder, write_zip
-from tests.test_docs import MAIN_IN, RUN_DIR, commands
+from tests.test_docs import RUN_DIR, commands
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "own-pictures.md"
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "guides" / "own-pictures.md"
 SAID = {"add": "train and", "show": "blue", "eval": "accuracy ", "predict": "", "export": "my-model"}
 QUICK = [line for line in commands(PAGE) if line.split()[1] in ("data", "eval", "predict", "export")]
 
@@ -37,9 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, coloured: Coloured) -> Path
 
 
 @pytest.mark.parametrize("line", QUICK)
-def test_what_needs_no_training_does_what_the_page_says(line: str, folder: Path) -> None:
+def test_what_needs_no_training_does_what_the_page_says(
+    line: str, folder: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = shlex.split(line)[1:]
-    code, out, err = end(start_python(MAIN_IN, str(folder), *words))
+    monkeypatch.chdir(folder)
+    code, out, err = command_line(*words)
     assert code == 0, err
     assert SAID[words[1] if words[0] == "data" else words[0]] in out
     if "--csv" in words:
@@ -66,8 +70,11 @@ def test_the_table_says_which_models_timm_loads() -> None:
             assert (timm_model(validate(load_preset(preset)).model) is not None) == expected, preset
 
 
-def test_an_export_names_no_path_of_this_computer(folder: Path) -> None:
-    end(start_python(MAIN_IN, str(folder), "export", RUN_DIR, "--to", "clean"))
+def test_an_export_names_no_path_of_this_computer(
+    folder: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert command_line("export", RUN_DIR, "--to", "clean").code == 0
     for path in (folder / "clean").iterdir():
         assert str(folder).encode() not in path.read_bytes()
         assert b"photos" not in path.read_bytes()
