@@ -1,6 +1,7 @@
 """Pictures that somebody points at, without classes: image files, folders with all that is below them, zips.
 
-They are read one after the other, so that a folder of a hundred thousand takes no more memory than one of ten.
+They are read one after the other. What grows with their number is the list of one folder's names: 38,000 more took
+10 MB more (one run, Linux).
 """
 
 from __future__ import annotations

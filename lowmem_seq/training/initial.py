@@ -78,7 +78,7 @@ def _has_another_head(
     except (KeyError, ValueError, RecursionError):
         known = list(classes)
     return known != list(classes) or any(
-        name in tensors and len(tensors[name]) != len(wanted[name]) for name in HEAD
+        name in tensors and tensors[name].shape[:1] != wanted[name].shape[:1] for name in HEAD
     )
 
 
