@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from lowmem_seq.cli.terminal import make_console
+from lowmem_seq.cli.terminal import can_redraw, make_console
 
 if TYPE_CHECKING:  # numpy
     from lowmem_seq.data.dataset import Progress
@@ -23,7 +23,7 @@ def progress_bar() -> Iterator[Progress]:
 
     console = make_console(sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not can_redraw(console)) as bar:
         task = bar.add_task("starting", total=None)
         current = ""
 
@@ -32,7 +32,7 @@ def progress_bar() -> Iterator[Progress]:
             if what != current:
                 current = what
                 bar.reset(task, description=what, total=total)
-                if not console.is_terminal:
+                if not can_redraw(console):
                     console.print(Text(what))
             bar.update(task, completed=done, total=total)
 

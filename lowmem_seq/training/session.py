@@ -129,7 +129,9 @@ def open_training(
     accelerator = make_accelerator(plan.device, plan.precision)
     model = make_model(config, len(parts.classes))
     initial = None
-    begins = not checkpoints_in(run.checkpoints) and (ranks is None or ranks.is_first)  # else all is there by itself
+    begins = not checkpoints_in(run.checkpoints) and (
+        ranks is None or ranks.is_first
+    )  # else all is there by itself
     if config.init_sha256 is not None and begins:
         initial = take_initial_weights(model, run.initial_file, config.init_sha256, parts.classes)
     state = TrainingState(model.to(accelerator.device), config.recipe)
