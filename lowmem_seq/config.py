@@ -20,7 +20,7 @@ from msgspec import Meta
 from lowmem_seq.errors import UsageError, nearest
 from lowmem_seq.files import read_limited
 from lowmem_seq.sections import Reader, Section
-from lowmem_seq.units import Interval, parse_bytes, parse_interval, parse_seconds
+from lowmem_seq.units import Hours, Interval, parse_bytes, parse_hours, parse_interval, parse_seconds
 
 FORMAT_VERSION = 1
 LARGEST_CONFIG_BYTES = 64_000
@@ -42,6 +42,11 @@ def _time_text(value: object) -> object:
     return value
 
 
+def _hours_text(value: object) -> object:
+    parse_hours(str(value))
+    return value
+
+
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -51,6 +56,7 @@ Probability = Annotated[float, Meta(ge=0, lt=1)]
 IntervalText = Annotated[str, _interval_text]
 TimeText = Annotated[str, _time_text]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+HoursText = Annotated[str, _hours_text]
 ByteCount = Annotated[Count | None, _bytes_from_text]
 
 
@@ -227,6 +233,19 @@ class MachineConfig(Section, frozen=True):
     """Cores of the CPU to use; null takes all physical ones; of a processor with two kinds, the fast."""
     max_restarts: Annotated[int, Meta(ge=0)] = 10
     """Times in a row that a trainer which died is started again without having saved in between."""
+    keep_awake: bool = True
+    """Whether the machine is kept from going to sleep by itself meanwhile. A closed lid still sends it there."""
+    pause_on_battery: bool = False
+    """Whether the run saves, gives its memory back and waits while the machine is not plugged in."""
+    only_between: HoursText = "always"
+    """Hours of the day, local time, in which to train: `22:00-07:00`; otherwise the run waits. Or `always`."""
+    background: bool = False
+    """Whether other programs go first: a lower priority, and of `threads: null` one core fewer."""
+
+    @property
+    def hours(self) -> Hours | None:
+        """The parsed value of `only_between`; None: always."""
+        return parse_hours(self.only_between)
 
 
 class ClusterConfig(Section, frozen=True):

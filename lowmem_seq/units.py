@@ -1,4 +1,4 @@
-"""Amounts as people write them, and back: "6GB" -> bytes, "5min" -> seconds, "200steps" -> steps.
+"""Amounts as people write them, and back: "6GB" -> bytes, "5min" -> seconds, "22:00-07:00" -> hours of the day.
 
 GB is 10^9 bytes and GiB is 2^30; a bare number is refused, because it could mean anything.
 """
@@ -39,6 +39,7 @@ SECOND_UNITS = {
     "days": 86400.0,
 }
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*")
+_HOURS = re.compile(r"\s*(\d{1,2})(?::(\d{2}))?\s*-\s*(\d{1,2})(?::(\d{2}))?\s*")
 
 
 def _split(text: str, what: str, example: str) -> tuple[float, str]:
@@ -137,3 +138,45 @@ def parse_interval(text: str) -> Interval:
     if seconds <= 0:
         raise UsageError(f"{text!r} is not a positive time.", f"write it as {examples}")
     return Interval("seconds", seconds)
+
+
+@dataclass(frozen=True)
+class Hours:
+    """A part of every day, by the clock on the wall; one that ends before it begins goes over midnight."""
+
+    begin_minute: int
+    """Minutes after midnight."""
+    end_minute: int
+    """The first minute that is outside."""
+
+
+def parse_hours(text: str) -> Hours | None:
+    """Return the part of the day that "22:00-07:00" or "22-7" means; None for "always".
+
+    Raises:
+        UsageError: not two times of a day, or the same one twice.
+    """
+    if text.strip().lower() == "always":
+        return None
+    match = _HOURS.fullmatch(text)
+    example = "write them as 22:00-07:00, or always"
+    if match is None:
+        raise UsageError(f"{text!r} is no part of the day.", example)
+    begin, end = (_minute(match[1], match[2], text, example), _minute(match[3], match[4], text, example))
+    if begin == end:
+        raise UsageError(f"{text!r} begins and ends at the same time.", example)
+    return Hours(begin, end)
+
+
+def format_hours(hours: Hours) -> str:
+    """Return a part of the day as people write it: "22:00-07:00"."""
+    times = (f"{minute // 60:02d}:{minute % 60:02d}" for minute in (hours.begin_minute, hours.end_minute))
+    return "-".join(times)
+
+
+def _minute(hours: str, minutes: str | None, text: str, example: str) -> int:
+    """Return a time of the day in minutes after midnight; 24:00 is 0:00."""
+    minute = int(hours) * 60 + int(minutes or 0)
+    if minute > 24 * 60 or int(minutes or 0) > 59:
+        raise UsageError(f"{text!r} has a time that no day has.", example)
+    return minute % (24 * 60)

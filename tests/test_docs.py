@@ -34,6 +34,9 @@ from lowmem_seq.errors import ERRORS_BY_EXIT_CODE
 from lowmem_seq.files import LARGEST_JSON_BYTES
 from lowmem_seq.runs.events import MOST_WAITING
 from lowmem_seq.sections import Section, keys_of
+from lowmem_seq.supervisor.background import NICENESS
+from lowmem_seq.supervisor.power import SETTLE_SECONDS
+from lowmem_seq.supervisor.speed import PATIENCE_SECONDS, SLOW
 from lowmem_seq.training.saving import LARGEST_SHARE, SECONDS_BETWEEN_CRASHES, SHORTEST_SECONDS
 from lowmem_seq.units import format_seconds
 from tests.builders import end, make_run, start_python, tiny_config, train_here
@@ -44,6 +47,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN_DIR = "runs/small-20261122-230000"
 GUIDE = "guides/resume.md"
 FORMAT = "concepts/checkpoints.md"
+LAPTOP = "guides/laptop-life.md"
 READING = {
     "status": "saved",
     "verify": "verifies",
@@ -209,6 +213,10 @@ def test_the_guide_knows_every_exit_code() -> None:
         (GUIDE, f"never more often than every {SHORTEST_SECONDS:.0f} s"),
         (GUIDE, f"takes more than {LARGEST_SHARE * 100:.0f} % of the time"),
         (GUIDE, f"half a second, that is every {format_seconds(HALF_A_SECOND_A_SAVE)}"),
+        (LAPTOP, f"stayed as it is for {SETTLE_SECONDS:.0f} s"),
+        (LAPTOP, f"a niceness of {NICENESS}"),
+        (LAPTOP, f"below {SLOW:.0%}".replace("%", " %")),
+        (LAPTOP, f"best for {PATIENCE_SECONDS / 60:.0f} minutes"),
         (FORMAT, f"The newest `checkpoint.keep` ({CheckpointConfig().keep})"),
         (FORMAT, f"at most {MOST_FILES};"),
         (FORMAT, f"a manifest of more than {LARGEST_MANIFEST_BYTES // 10**6} MB"),

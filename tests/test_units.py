@@ -11,10 +11,13 @@ from lowmem_seq.errors import UsageError
 from lowmem_seq.units import (
     BYTE_UNITS,
     SECOND_UNITS,
+    Hours,
     Interval,
     format_bytes,
+    format_hours,
     format_seconds,
     parse_bytes,
+    parse_hours,
     parse_interval,
     parse_seconds,
 )
@@ -165,3 +168,41 @@ def test_what_is_no_interval_is_refused(text: str, told: str) -> None:
 def test_any_text_is_read_or_refused(parse: Callable[[str], object], text: str) -> None:
     with contextlib.suppress(UsageError):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [
+        ("22:00-07:00", Hours(22 * 60, 7 * 60)),
+        (" 9:30 - 17 ", Hours(9 * 60 + 30, 17 * 60)),
+        ("18-24:00", Hours(18 * 60, 0)),
+        ("Always", None),
+    ],
+)
+def test_hours_of_the_day_are_read(text: str, hours: Hours | None) -> None:
+    assert parse_hours(text) == hours
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("at night", "is no part of the day"),
+        ("22:00", "is no part of the day"),
+        ("22:00-07:00-09:00", "is no part of the day"),
+        ("22:60-7", "a time that no day has"),
+        ("22-25", "a time that no day has"),
+        ("24:01-7", "a time that no day has"),
+        ("7-07:00", "begins and ends at the same time"),
+        ("0-24", "begins and ends at the same time"),
+    ],
+)
+def test_hours_that_no_day_has_are_refused(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as refused:
+        parse_hours(text)
+    assert refused.value.hint == "write them as 22:00-07:00, or always"
+
+
+@given(st.integers(0, 1439), st.integers(0, 1439))
+def test_hours_are_written_as_they_are_read(begin: int, end: int) -> None:
+    if begin != end:
+        assert parse_hours(format_hours(Hours(begin, end))) == Hours(begin, end)

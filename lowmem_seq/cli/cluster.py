@@ -48,8 +48,16 @@ JoinOption = Annotated[
     typer.Option(metavar="IP:PORT", help="Train with the machine that hosts.", rich_help_panel=SEVERAL_MACHINES),
 ]
 TOKEN_VARIABLE = "LOWMEM_SEQ_TOKEN"
-OWN_FLAGS = ("--port", "--run-dir", "--max-ram", "--micro-batch", "--device", "--max-restarts", "--data", "--set")
+OWN_FLAGS = (
+    *("--port", "--run-dir", "--max-ram", "--micro-batch", "--device", "--max-restarts", "--data", "--set"),
+    "--only-between",
+)
 """Each machine's own: another one that joins is not told to take the same."""
+OWN_SWITCHES = frozenset(
+    {"--host"}
+    | {f"--{no}{name}" for no in ("", "no-") for name in ("keep-awake", "pause-on-battery", "background")}
+)
+"""Likewise, without a value."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ def join_command(words: list[str], address: str, port: int) -> str:
             kept += [word, left.pop(0)]
         elif word in OWN_FLAGS:
             left.pop(0)
-        elif word != "--host":
+        elif word not in OWN_SWITCHES:
             kept.append(word)
     if "resume" in kept[:2]:
         kept = ["resume", "ITS_RUN_DIR"]

@@ -14,7 +14,7 @@ from lowmem_seq.cluster.launch import Launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
 from lowmem_seq.cluster.rank import VISIBLE_GPUS, Rank, folder_of
 from lowmem_seq.cluster.surroundings import Surroundings
-from lowmem_seq.config import RunConfig
+from lowmem_seq.config import MachineConfig, RunConfig
 from lowmem_seq.errors import ClusterError, UsageError, nearest
 from lowmem_seq.files import make_folder, write_json
 from lowmem_seq.runs.environment import describe_environment
@@ -115,6 +115,19 @@ def make_run_of_rank(
         return run, run
     own = _own_folder(path, rank, config)
     return RunFolder(path) if (path / "config.yaml").is_file() else own, own
+
+
+def refuse_pauses(settings: MachineConfig) -> None:
+    """See that a rank is not to pause by itself: it would end all the others.
+
+    Raises:
+        UsageError: it is.
+    """
+    if settings.pause_on_battery or settings.hours is not None:
+        raise UsageError(
+            "in engine mode all processes compute each step together, so none can pause by itself.",
+            "--no-pause-on-battery --only-between always, or --mode laptop",
+        )
 
 
 def open_run_of_rank(path: Path, rank: Rank) -> tuple[RunFolder, RunFolder]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lowmem_seq.cli.screen import SessionScreen, format_rate
 from lowmem_seq.cli.settings import (
+    BackgroundOption,
     ClassesOption,
     DataOption,
     DeviceOption,
@@ -78,6 +79,7 @@ def plan(
     precision: PrecisionOption = None,
     effective_batch: EffectiveBatchOption = None,
     micro_batch: MicroBatchOption = None,
+    background: BackgroundOption = None,
     set_: SetOption = None,
     fresh: bool = typer.Option(False, "--fresh", help="Measure anew what was measured here before."),
     as_json: JsonOption = False,
@@ -98,6 +100,7 @@ def plan(
         "machine.device": device,
         "machine.precision": precision,
         "recipe.effective_batch": effective_batch,
+        "machine.background": background,
     }
     show_plan(settings_from(preset, flags, set_ or [], micro_batch), quiet=as_json, fresh=fresh, as_json=as_json)
 

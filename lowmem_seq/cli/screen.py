@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.laptop import describe, describe_briefly, describe_pause
 from lowmem_seq.cli.terminal import can_redraw, harmless
 from lowmem_seq.config import RunConfig
 from lowmem_seq.memory.plan import Plan
@@ -48,7 +49,7 @@ class SessionScreen:
         self._memory = (0, 0, 0)
         self._began = self._saved_at = self._line_at = self._drawn_at = time.monotonic()
         self._saved_step: int | None = None
-        self._stopping = False
+        self._stopping = self._waiting = False
         self._packing = ""
         self._probing = False
         self._peers: list[dict[str, Any]] = []
@@ -70,9 +71,12 @@ class SessionScreen:
     def show(self, message: Message) -> None:
         """Take in what a child said, and show it."""
         handler = getattr(self, f"_on_{message.get('event')}", None)
+        said = describe(message)
         if handler is not None:
             handler(message)
-        self._refresh(force=handler is not None and message.get("event") != "progress")
+        elif said is not None:
+            (self._warn if said.is_warning else self._line)(said.text)
+        self._refresh(force=(handler or said) is not None and message.get("event") != "progress")
 
     def show_plan(self, plan: Plan) -> None:
         """Take in the plan that the session will follow."""
@@ -116,7 +120,7 @@ class SessionScreen:
         self._epoch = self._step / self._total_steps * self._epochs
         self._began = self._saved_at = time.monotonic()
         self._saved_step = self._step if message.get("resumed", self._step) else None
-        self._activity = "training"
+        self._waiting, self._activity = False, "training"
         self._line(self._headline(message))
 
     def _on_initial_weights(self, message: Message) -> None:
@@ -161,7 +165,16 @@ class SessionScreen:
         )
         self._activity = "starting again"
 
+    def _on_pausing(self, message: Message) -> None:
+        self._activity = "pausing: saving the last complete step"
+        self._line(f"pausing: {message['cause']}; saving the last complete step")
+
     def _on_paused(self, message: Message) -> None:
+        if "waits_for" in message:
+            waits_for, until = message["waits_for"], message.get("until_unix_seconds")
+            self._waiting, self._activity = True, describe_briefly(waits_for, until)
+            self._line(f"paused: {describe_pause(message['cause'], waits_for, until)}")
+            return
         self._activity = f"paused, {message['what']} can't be written: {message['cause']}"
         self._warn(
             f"paused: {message['what']} can't be written: {message['cause']} "
@@ -170,6 +183,10 @@ class SessionScreen:
         )
 
     def _on_unpaused(self, message: Message) -> None:
+        if "what" not in message:
+            self._activity = "starting again"
+            self._line(f"going on after a pause of {format_seconds(message['seconds'])}")
+            return
         self._activity = "training"
         self._line(f"{message['what']} is written after {format_seconds(message['seconds'])}; going on")
 
@@ -289,7 +306,7 @@ class SessionScreen:
 
     def _seconds_left(self) -> float | None:
         done = self._step - self._first_step
-        if done <= 0:
+        if done <= 0 or self._waiting:
             return None
         return (time.monotonic() - self._began) / done * (self._total_steps - self._step)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec import structs
 
 from lowmem_seq.cli import completion
 from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
-from lowmem_seq.config import RunConfig, lay, load_preset, override, validate
+from lowmem_seq.config import MachineConfig, RunConfig, lay, load_preset, override, validate
 from lowmem_seq.data.catalogue import CATALOGUE
 from lowmem_seq.errors import UsageError
 
@@ -73,6 +74,36 @@ MaxRestartsOption = Annotated[
     int | None,
     typer.Option(metavar="N", help="Deaths in a row before giving up. [default: 10]", rich_help_panel=MACHINE),
 ]
+KeepAwakeOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-awake/--no-keep-awake", help="Keep the machine from sleeping. [default]", rich_help_panel=MACHINE
+    ),
+]
+PauseOnBatteryOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--pause-on-battery/--no-pause-on-battery",
+        help="Save and wait while it is not plugged in.",
+        rich_help_panel=MACHINE,
+    ),
+]
+OnlyBetweenOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HH:MM-HH:MM",
+        help="Train in these hours only: 22:00-07:00, or always.",
+        rich_help_panel=MACHINE,
+    ),
+]
+BackgroundOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--background/--no-background",
+        help="Let other programs go first, and leave them a core.",
+        rich_help_panel=MACHINE,
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -99,6 +130,28 @@ def settings_from(preset: str, flags: dict[str, Any], assignments: list[str], mi
     lay_over(settings, flags)
     lay_micro_batch(settings, micro_batch)
     return validate(settings)
+
+
+BESIDE_THE_PLAN = ("max_restarts", "keep_awake", "pause_on_battery", "only_between")
+"""Settings of the machine that nothing is measured for."""
+
+
+def laptop_settings(
+    pause_on_battery: bool | None, only_between: str | None, background: bool | None, keep_awake: bool | None
+) -> dict[str, Any]:
+    """Return the settings that these flags are for."""
+    return {
+        "machine.pause_on_battery": pause_on_battery,
+        "machine.only_between": only_between,
+        "machine.background": background,
+        "machine.keep_awake": keep_awake,
+    }
+
+
+def needs_another_plan(before: MachineConfig, now: MachineConfig) -> bool:
+    """Whether a run's plan was made for other settings than those that it is resumed with."""
+    beside = BESIDE_THE_PLAN if now.threads is None else (*BESIDE_THE_PLAN, "background")
+    return structs.replace(now, **{name: getattr(before, name) for name in beside}) != before
 
 
 def lay_over(settings: dict[str, Any], flags: dict[str, Any]) -> None:

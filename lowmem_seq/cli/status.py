@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.laptop import describe_pause
 from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.report.status import Status, read_status
@@ -93,6 +94,8 @@ def next_step(run: RunFolder, standing: Status) -> str:
     path = shlex.quote(str(run.path))
     if state == "running":
         return "nothing to do; Ctrl-C in its own terminal saves and stops it"
+    if state == "paused" and standing.waits_for:
+        return "nothing to do; the run goes on by itself, and Ctrl-C in its own terminal ends it"
     if state == "paused":
         return "make room on that disk; the run goes on by itself"
     if state == "finished":
@@ -110,7 +113,9 @@ def _why(standing: Status, now: float) -> str:
     heard = standing.heard_unix_seconds
     ago = "" if heard is None else f", last event {_ago(heard, now)}"
     if standing.paused is not None:
-        return f": {standing.paused}; it tries again by itself{ago}"
+        since = standing.paused_unix_seconds
+        told = "" if since is None else f" (paused {_ago(since, now)})"
+        return f": {describe_pause(standing.paused, standing.waits_for, standing.goes_on_unix_seconds)}{told}"
     if standing.cause is not None:
         return f": {standing.cause.removesuffix('.')}{ago}"
     return (", the trainer has not begun yet" if standing.starting else "") + ago

@@ -16,29 +16,35 @@ from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, cluster_of, have_token, read_part
-from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, run_path_of
+from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
 from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.cli.plan import show_plan
 from lowmem_seq.cli.screen import SessionScreen, describe_result
 from lowmem_seq.cli.settings import (
+    BackgroundOption,
     ClassesOption,
     DataOption,
     DeviceOption,
     EffectiveBatchOption,
     EpochsOption,
     ImageSizeOption,
+    KeepAwakeOption,
     MaxRamOption,
     MaxRestartsOption,
     MicroBatchOption,
+    OnlyBetweenOption,
+    PauseOnBatteryOption,
     PrecisionOption,
     PresetArgument,
     QuietOption,
     RunDirArgument,
     SetOption,
     StepsOption,
+    laptop_settings,
     lasting_source,
     lay_micro_batch,
     lay_over,
+    needs_another_plan,
     settings_from,
     split_classes,
 )
@@ -52,6 +58,7 @@ from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
 from lowmem_seq.supervisor import session, trainer
+from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.rank import train_rank
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.units import format_bytes, format_seconds
@@ -92,6 +99,10 @@ def train(
     micro_batch: MicroBatchOption = None,
     max_restarts: MaxRestartsOption = None,
     set_: SetOption = None,
+    pause_on_battery: PauseOnBatteryOption = None,
+    only_between: OnlyBetweenOption = None,
+    background: BackgroundOption = None,
+    keep_awake: KeepAwakeOption = None,
     quiet: QuietOption = False,
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Measure and show the plan, train nothing.", rich_help_panel=OUTPUT
@@ -121,6 +132,7 @@ def train(
         "machine.precision": precision,
         "machine.max_restarts": max_restarts,
         "recipe.effective_batch": effective_batch,
+        **laptop_settings(pause_on_battery, only_between, background, keep_awake),
     }
     config = settings_from(preset, flags, set_ or [], micro_batch)
     initial = find_initial(init_from, config)
@@ -133,6 +145,7 @@ def train(
         config = structs.replace(config, init_from=str(init_from.absolute()), init_sha256=sha256_of(initial))
     invitation = have_token(part) if isinstance(part, Part) else ""  # before anything is made
     if isinstance(part, Rank):
+        refuse_pauses(config.machine)
         whole, run = make_run_of_rank(run_dir or run_path_of(config.name, around), part, config, initial)
         if _is_finished(whole, console):  # and the launcher starts all again for another rank's sake
             return
@@ -156,6 +169,10 @@ def resume(
     device: DeviceOption = None,
     micro_batch: MicroBatchOption = None,
     max_restarts: MaxRestartsOption = None,
+    pause_on_battery: PauseOnBatteryOption = None,
+    only_between: OnlyBetweenOption = None,
+    background: BackgroundOption = None,
+    keep_awake: KeepAwakeOption = None,
     quiet: QuietOption = False,
     host: HostOption = False,
     port: PortOption = None,
@@ -182,14 +199,16 @@ def resume(
         "steps": steps,
         "machine.device": device,
         "machine.max_restarts": max_restarts,
+        **laptop_settings(pause_on_battery, only_between, background, keep_awake),
     }
     lay_over(settings, flags)
     if epochs is not None:
         settings["steps"] = None
     lay_micro_batch(settings, micro_batch)
     config = validate(settings)
-    planned = structs.replace(config.machine, max_restarts=run.config.machine.max_restarts)
-    replan = planned != run.config.machine or micro_batch is not None
+    if isinstance(part, Rank):
+        refuse_pauses(config.machine)
+    replan = needs_another_plan(run.config.machine, config.machine) or micro_batch is not None
     if epochs is None and steps is None and _is_finished(whole, console):
         return
     changes = {key: value for key, value in flags.items() if value is not None}
@@ -230,15 +249,16 @@ def _run_session(
             _tell_of_another_environment(run, console)
             with (
                 SessionScreen(console, run, config, says_less, invitation) as screen,
+                Laptop(run, config.machine, screen, stops) as laptop,
                 cluster_of(run, part, screen, stops) as others,
             ):
                 plan = session.prepare(run, config, screen, stops, plan_anew, others)
                 screen.show_plan(plan)
                 if isinstance(part, Rank):
-                    code = train_rank(run, part, plan, screen, stops)
+                    code = train_rank(run, part, plan, screen, stops, laptop)
                 else:
                     meanwhile = (lambda: None) if others is None else others.hear
-                    code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, meanwhile)
+                    code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, laptop, meanwhile)
         except KeyboardInterrupt:
             code = trainer.STOPPED
         summary = summarise(run)

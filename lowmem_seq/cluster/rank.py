@@ -71,7 +71,7 @@ class Rank:
             config,
             machine=structs.replace(
                 machine,
-                threads=max(1, usable_cores(machine.threads) // self.local_of),
+                threads=max(1, usable_cores(machine.threads, machine.background) // self.local_of),
                 max_ram_bytes=None if cap is None else max(1, cap // self.local_of),
             ),
             recipe=structs.replace(recipe, effective_batch=max(1, recipe.effective_batch // self.of)),

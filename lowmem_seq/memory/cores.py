@@ -29,10 +29,20 @@ SIZE_AT, EFFICIENCY_AT, HEADER_BYTES = 4, 9, 32
 """Places in a SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX (winnt.h), and the least that one takes."""
 
 
-def usable_cores(wanted: int | None, platform: str = sys.platform) -> int:
-    """Return how many cores to compute on: as given, or all of the fast kind that may be used, at least one."""
+def usable_cores(wanted: int | None, background: bool = False, platform: str = sys.platform) -> int:
+    """Return how many cores to compute on: as given, or all of the fast kind that may be used, at least one.
+
+    Args:
+        wanted: as many, whatever there is; None for what there is.
+        background: leave one to other programs, unless it is the only one.
+        platform: as `sys.platform` has it.
+    """
     if wanted is not None:
         return wanted
+    return max(1, _fast_cores(platform) - background)
+
+
+def _fast_cores(platform: str) -> int:
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if platform == "linux":
         return linux_cores(os.sched_getaffinity(0), cpu_quota(Path("/proc")), Path("/sys/devices")) or physical

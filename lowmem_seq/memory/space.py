@@ -56,7 +56,7 @@ def make_space(config: RunConfig, facts: Facts, allocators: tuple[str, ...]) -> 
     return Space(
         facts,
         config.recipe.effective_batch,
-        usable_cores(config.machine.threads),
+        usable_cores(config.machine.threads, config.machine.background),
         config.machine.micro_batch,
         allocators,
         layer_shares(config.model, config.data.image_size),

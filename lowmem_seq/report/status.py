@@ -9,7 +9,14 @@ from typing import Any
 from lowmem_seq.checkpoint.manifest import MANIFEST, Checkpoint
 from lowmem_seq.checkpoint.store import bytes_on_disk, checkpoints_in
 from lowmem_seq.disk import free_bytes
-from lowmem_seq.report.summary import Summary, middle, odd_events_explained, require_numbers, summarise
+from lowmem_seq.report.summary import (
+    AFTER_A_PAUSE,
+    Summary,
+    middle,
+    odd_events_explained,
+    require_numbers,
+    summarise,
+)
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
 
@@ -57,7 +64,13 @@ class Status:
     cause: str | None
     """Why the run crashed, as a clause or a sentence."""
     paused: str | None
-    """What can't be written, and why."""
+    """What can't be written, and why; or what training waits for."""
+    paused_unix_seconds: float | None
+    """Since when."""
+    waits_for: tuple[str, ...]
+    """`power`, `hours`: what must come before a paused run goes on; none of them where it is the disk."""
+    goes_on_unix_seconds: float | None
+    """When its hours begin, if that is all that lacks."""
     starting: bool
     """Whether the run is held, and its trainer has not begun yet."""
     epochs: float | None
@@ -83,7 +96,9 @@ class Status:
         return {
             **self.figures,
             "images_per_second": self.images_per_second,
-            "cause": self.cause,
+            "cause": self.cause or self.paused,
+            "paused_unix_seconds": self.paused_unix_seconds,
+            "goes_on_unix_seconds": self.goes_on_unix_seconds,
             "saved_step": self.saved_step,
             "saved_unix_seconds": self.saved_unix_seconds,
             "eta_seconds": self.eta_seconds,
@@ -102,6 +117,7 @@ class _Present:
         self.ended: Event | None = None
         self.restarted: Event | None = None
         self.paused: Event | None = None
+        self.paused_unix_seconds: float | None = None
         self.memory: Event | None = None
         self.heard_unix_seconds: float | None = None
         self.saved: dict[int, float | None] = {}
@@ -112,6 +128,8 @@ class _Present:
     def take(self, event: Event) -> None:
         kind, at = event["event"], _time_of(event)
         self.heard_unix_seconds = at
+        if kind in AFTER_A_PAUSE:
+            self.paused = self.paused_unix_seconds = None
         if kind == "session_started":
             self.started, self.ended = event, None
             self._rates, self._seconds_beside = [], 0.0
@@ -123,6 +141,7 @@ class _Present:
         elif kind == "trainer_restarted":
             self.restarted = event
         elif kind == "paused":
+            self.paused_unix_seconds = self.paused_unix_seconds if self.paused is not None else at
             self.paused = event
         elif kind == "memory":
             self.memory = event
@@ -130,6 +149,18 @@ class _Present:
             self.saved[event["step"]] = at
         if kind in ("checkpoint", "validation"):
             self._seconds_beside += float(event.get("seconds", 0.0))
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """What the event of a pause names; none of a full disk's."""
+        told = self.paused.get("waits_for", ()) if self.paused is not None else ()
+        return tuple(str(what) for what in told)
+
+    @property
+    def goes_on_unix_seconds(self) -> float | None:
+        """When the hours of a paused run begin."""
+        until = self.paused.get("until_unix_seconds") if self.paused is not None else None
+        return float(until) if isinstance(until, int | float) and 0 <= until < LAST_SECOND else None
 
     @property
     def is_training(self) -> bool:
@@ -176,7 +207,10 @@ def _read_status(run: RunFolder) -> Status:
         images_per_second=present.images_per_second,
         cause=_cause(present) if state == "crashed" else None,
         paused=_told(present.paused, "what", "cause") if state == "paused" else None,
-        starting=state in ALIVE and not training,
+        paused_unix_seconds=present.paused_unix_seconds if state == "paused" else None,
+        waits_for=present.waits_for if state == "paused" else (),
+        goes_on_unix_seconds=present.goes_on_unix_seconds if state == "paused" else None,
+        starting=state == "running" and not training,
         epochs=epochs,
         eta_seconds=present.eta_seconds(summary["step"]) if state == "running" else None,
         heard_unix_seconds=present.heard_unix_seconds,

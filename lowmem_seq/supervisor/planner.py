@@ -88,7 +88,7 @@ class Planner:
         self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE / neighbours)
         self._own_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
         self._set_others(None)
-        self._cores = usable_cores(config.machine.threads)
+        self._cores = usable_cores(config.machine.threads, config.machine.background)
         self._allocators = usable_allocators()
         small = config.data.image_size <= SMALL_IMAGE
         self._deadline = time.monotonic() + (SECONDS_FOR_SMALL_IMAGES if small else SECONDS_FOR_LARGE_IMAGES)

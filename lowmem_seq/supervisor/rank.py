@@ -12,19 +12,20 @@ from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.errors import ClusterError
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.supervisor.trainer import LEFT_AT_ONCE, STOPPED, make_smaller, run_trainer
 
 
-def train_rank(run: RunFolder, rank: Rank, plan: Plan, screen: Screen, stops: StopSignals) -> int:
+def train_rank(run: RunFolder, rank: Rank, plan: Plan, screen: Screen, stops: StopSignals, laptop: Laptop) -> int:
     """Train as one rank; return 0, 4 (stopped, by whomever, and saved) or 130 (left at once).
 
     Raises:
         ClusterError: this rank's trainer died, or another rank has ended.
         LowmemSeqError: what the trainer said was wrong.
     """
-    ending = run_trainer(run, plan, screen, stops)
+    ending = run_trainer(run, plan, screen, stops, laptop)
     if ending.code in (0, STOPPED):  # one rank's stop is that of all
         return ending.code
     if stops.count > 1:

@@ -2,7 +2,8 @@
 
 A trainer that a signal or the want of memory ended goes on from the newest checkpoint that verifies. What it said
 itself was wrong (a full disk, a diverging loss, broken data) is not tried again. A restart counts against the limit
-until a checkpoint is saved: a run that moves on may die as often as the machine likes.
+until a checkpoint is saved: a run that moves on may die as often as the machine likes. A trainer that is stopped
+for a while (laptop.py) has not died.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lowmem_seq.channel import START_ANEW, STOP_SIGNALS
-from lowmem_seq.errors import CapTooSmallError, LowmemSeqError, RestartsExhaustedError, StoppedError
+from lowmem_seq.errors import CapTooSmallError, DiskError, LowmemSeqError, RestartsExhaustedError, StoppedError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.out_of_memory import died_for_memory
 from lowmem_seq.memory.plan import Plan, plan_from_json, smaller, told_change
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
+from lowmem_seq.supervisor.conditions import Hindrance
+from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.supervisor.watch import SAMPLE_SECONDS, MemoryWatch
@@ -45,6 +48,8 @@ class Ending:
     """Whether it needed more than the plan allows, and not the machine had too little."""
     error: LowmemSeqError | None = None
     """What to raise where another one is no use."""
+    hindrance: Hindrance | None = None
+    """Why it was asked to save and end for a while, if it was."""
 
 
 def train(
@@ -53,6 +58,7 @@ def train(
     screen: Screen,
     stops: StopSignals,
     max_restarts: int,
+    laptop: Laptop,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
     """Train to the end, with as many trainers as it takes; return 0, 4 (stopped, saved) or 130 (left at once).
@@ -63,6 +69,7 @@ def train(
         screen: shows what the trainer says.
         stops: a wish to stop is passed on.
         max_restarts: trainers in a row that may die without having saved.
+        laptop: says when to pause, and waits.
         meanwhile: called ten times a second.
 
     Raises:
@@ -70,14 +77,25 @@ def train(
         LowmemSeqError: what the trainer said was wrong.
     """
     deaths_in_a_row = 0
+    hindrance: Hindrance | None = None
     while True:
-        ending = run_trainer(run, plan, screen, stops, meanwhile)
+        if not laptop.wait(plan.cap_bytes, meanwhile, hindrance):
+            run.events.append("session_ended", state="stopped", cause="asked for while the run was paused")
+            return STOPPED
+        ending = run_trainer(run, plan, screen, stops, laptop, meanwhile)
         if stops.count > 1 and ending.code not in (0, STOPPED):
             run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
             return LEFT_AT_ONCE
         if stops.count and -ending.code in STOP_SIGNALS:  # a signal to all, before this trainer could listen
             run.events.append("session_ended", state="stopped", cause="asked for while the trainer was starting")
             return STOPPED
+        hindrance = ending.hindrance
+        if hindrance is not None:
+            deaths_in_a_row = 0
+            if ending.cause:
+                run.events.append("session_ended", state="crashed", cause=ending.cause)
+                screen.show({"event": "pause_unsaved", "cause": ending.cause})
+            continue
         if not ending.cause:
             return ending.code
         run.events.append("session_ended", state="crashed", cause=ending.cause)
@@ -116,6 +134,7 @@ def run_trainer(
     plan: Plan,
     screen: Screen,
     stops: StopSignals,
+    laptop: Laptop,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Ending:
     """Start a trainer, and watch over it until it has ended."""
@@ -126,8 +145,10 @@ def run_trainer(
         log=run.log_file,
         limit_bytes=plan.data_limit_bytes,
     )
+    laptop.started(child)
     watch = MemoryWatch(run, plan.cap_bytes, child, screen)
-    told_to_stop = saved = False
+    told_to_stop = saved = waits_for_disk = False
+    pauses_for: Hindrance | None = None
     leaving: Message | None = None
     with stops.ending(child, at=2):
         for message in child.messages(SAMPLE_SECONDS):
@@ -137,7 +158,15 @@ def run_trainer(
                 screen.show_stopping()
             watch.sample()
             meanwhile()
+            hindrance = laptop.look()
+            if hindrance is not None and pauses_for is None and not (told_to_stop or waits_for_disk):
+                pauses_for = hindrance
+                child.tell("stop")
+                screen.show({"event": "pausing", "cause": hindrance.cause})
             if message is not None:
+                laptop.hear(message, watch.machine_is_short)
+                if message.get("event") in ("paused", "unpaused"):
+                    waits_for_disk = message["event"] == "paused"
                 saved = saved or message.get("event") == "checkpoint"
                 leaving = message if message.get("event") == "leaving" else leaving
                 if message.get("event") == "peak":
@@ -147,6 +176,9 @@ def run_trainer(
     watch.record()
     if code == 0 or (code == STOPPED and stops.count):
         return Ending(code, "", died=False, for_want_of_memory=False, saved=saved)
+    if pauses_for is not None and code in (STOPPED, DiskError.exit_code):
+        cause = "" if code == STOPPED else f"the trainer {child.describe_end(code)}"
+        return Ending(code, cause, died=False, for_want_of_memory=False, saved=saved, hindrance=pauses_for)
     if code == STOPPED:
         cause = "the trainer was asked to stop by somebody else than its supervisor"
         return Ending(code, cause, died=True, for_want_of_memory=False, saved=True)

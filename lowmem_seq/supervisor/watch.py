@@ -30,7 +30,7 @@ class MemoryWatch:
     Args:
         run: where the events go.
         cap_bytes: what the tree may hold.
-        child: the trainer.
+        child: the trainer; None while a run is paused.
         screen: what shows the figures.
         reader: this system's figures.
         at_start: the machine at the start of the session.
@@ -40,7 +40,7 @@ class MemoryWatch:
         self,
         run: RunFolder,
         cap_bytes: int,
-        child: Child,
+        child: Child | None,
         screen: Screen,
         reader: MemoryReader | None = None,
         at_start: MachineMemory | None = None,
@@ -49,7 +49,8 @@ class MemoryWatch:
         self._reader = reader = reader or system_reader()
         self._at_start = at_start or machine_at_start()
         self._tree = ProcessTree(os.getpid(), reader)
-        self._tree.add(child.process.pid)
+        if child is not None:
+            self._tree.add(child.process.pid)
         self._peak_bytes = self._tree_bytes = 0
         self._sampled_at = float("-inf")
         self._recorded_at = time.monotonic() - SECONDS_A_MEMORY_EVENT + SECONDS_BEFORE_THE_FIRST
@@ -58,8 +59,12 @@ class MemoryWatch:
         self._machine_at = float("-inf")
         self._oom_kills = reader.machine().oom_kills
 
-    def sample(self) -> None:
-        """Look at the tree, ten times a second at the most."""
+    def sample(self, records: bool = True) -> None:
+        """Look at the tree, ten times a second at the most.
+
+        Args:
+            records: write to the events what was seen, every 15 s.
+        """
         now = time.monotonic()
         if now - self._sampled_at < SAMPLE_SECONDS:
             return
@@ -71,7 +76,7 @@ class MemoryWatch:
             self.machine_is_short = False
             self._look_at_machine()
         self._screen.show_memory(self._tree_bytes, self._peak_bytes, self._cap_bytes)
-        if now - self._recorded_at > SECONDS_A_MEMORY_EVENT:
+        if records and now - self._recorded_at > SECONDS_A_MEMORY_EVENT:
             self.record()
 
     def hear_peak(self, peak_bytes: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from lowmem_seq.channel import Channel
+from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.runs.events import EventLog
 from lowmem_seq.training.state import Counters
 
@@ -21,7 +21,7 @@ class Journal:
     def __init__(self, events: EventLog, channel: Channel, batch: int, train_images: int) -> None:
         self._events, self._channel = events, channel
         self._batch, self._train_images = batch, train_images
-        self._began = self._shown_at = self._rate_since = time.monotonic()
+        self._began = self._shown_at = self._rate_since = awake_seconds()
         self._rate_step = self._rate_images = 0
         self._wall_before = 0.0
 
@@ -36,7 +36,7 @@ class Journal:
 
     def wall_seconds(self) -> float:
         """Time in the trainer, over all sessions."""
-        return self._wall_before + time.monotonic() - self._began
+        return self._wall_before + awake_seconds() - self._began
 
     def epoch(self, step: int) -> float:
         """Epochs of training images that `step` steps have seen."""
@@ -48,7 +48,7 @@ class Journal:
 
     def record_training(self, counters: Counters, rate: float) -> None:
         """Record the mean training loss since the last record, and start a new mean."""
-        now = time.monotonic()
+        now = awake_seconds()
         images = counters.images - self._rate_images
         self.record(
             "train",
@@ -65,7 +65,7 @@ class Journal:
 
     def show_progress(self, counters: Counters) -> None:
         """Tell the screen where the run stands, twice a second at the most; nothing is recorded."""
-        now = time.monotonic()
+        now = awake_seconds()
         if now - self._shown_at >= SECONDS_A_PROGRESS_MESSAGE:
             self._shown_at = now
             self._channel.say(

@@ -7,7 +7,6 @@ the plan; nothing else is carried. So a run that was stopped anywhere goes on as
 from __future__ import annotations
 
 import math
-import time
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +26,7 @@ from lowmem_seq.memory.governor import Governor
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.memory.space import SMALL_IMAGE
 from lowmem_seq.models import parameter_count
+from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.evaluation import Evaluation, Observer, count
 from lowmem_seq.training.initial import InitialWeights
@@ -127,7 +127,7 @@ class Training:
         ranges = self.source.take(self.batch)
         if not ranges:
             return not self.channel.stop_requested
-        began = time.monotonic()
+        began = awake_seconds()
         counters, recipe = self.state.counters, self.config.recipe
         self.samples = sum(end - start for start, end in ranges)
         loss = self.ranks.agree(self.compute(self.ranks.part_of_step(ranges)), self.state.parameters)
@@ -140,7 +140,7 @@ class Training:
             self.state.optimizer.step(self.rate(max(counters.step, ranges[0][0] // self.batch)))
             if self.state.average is not None:
                 self.state.average.update(counters.step)
-            self.source.trained(ranges, time.monotonic() - began)
+            self.source.trained(ranges, awake_seconds() - began)
             counters.count_step(loss, self.samples, self.step_reached())
         self.setting.step_ended(self.total_steps - counters.step)
         self.journal.show_progress(counters)
@@ -289,7 +289,7 @@ class Training:
             observe: is told what the model says of each batch.
             shared: whether several ranks share it out; else each says what its own part is.
         """
-        began = time.monotonic()
+        began = awake_seconds()
         self.source.does("evaluating")
         self.journal.show_evaluation(part.size)
         described = self.pack.description
@@ -307,7 +307,7 @@ class Training:
         total = self.ranks.total(tally)
         result = None if total is None else total.figures()
         self.source.does("training")
-        seconds = time.monotonic() - began
+        seconds = awake_seconds() - began
         self.journal.pause_ended(seconds)
         return result, seconds
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from lowmem_seq.disk import free_bytes, is_trouble
 from lowmem_seq.errors import DiskError
+from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -52,14 +53,14 @@ class DiskPatience:
         Raises:
             DiskError: the disk refused for longer than the limit, or until a stop was asked for.
         """
-        began = time.monotonic()
+        began = awake_seconds()
         results: list[Result] = []
         refused = _attempt(write, results)
         if refused is None:
             return results[0]
         wait_seconds = FIRST_WAIT_SECONDS
         while refused is not None:
-            waited = time.monotonic() - began
+            waited = awake_seconds() - began
             cause = refused.strerror or str(refused)
             if waited >= self._limit_seconds or self._stop_requested():
                 raise DiskError(
@@ -78,14 +79,14 @@ class DiskPatience:
             self._wait(min(wait_seconds, self._limit_seconds - waited), needed_bytes)
             wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
             refused = _attempt(write, results)
-        self._journal.record("unpaused", what=what, seconds=time.monotonic() - began)
+        self._journal.record("unpaused", what=what, seconds=awake_seconds() - began)
         return results[0]
 
     def _wait(self, seconds: float, needed_bytes: int) -> None:
         """Wait so long, or until there is room that wasn't there before, or a stop is asked for."""
         lacked_room = self._free() < needed_bytes
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        until = awake_seconds() + seconds
+        while (left := until - awake_seconds()) > 0:
             time.sleep(min(LOOK_SECONDS, left))
             if self._stop_requested() or (lacked_room and self._free() >= needed_bytes):
                 return

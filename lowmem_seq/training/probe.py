@@ -134,7 +134,7 @@ def _open(run: RunFolder, request: Request, facts: Facts | None, channel: Channe
         device=device,
         precision=precision,
         **asdict(Setting(1, 1)),
-        threads=usable_cores(config.machine.threads),
+        threads=usable_cores(config.machine.threads, config.machine.background),
         allocator=request.allocator,
         chosen=Setting(1, 1),
         cap_bytes=request.budget_bytes,
@@ -176,7 +176,8 @@ def main() -> int:
         channel.say({"event": "facts", **asdict(known.facts)})
         # what passes the share that may be taken is of no use, and ends before it can pass the cap
         budget_bytes = allowed_bytes(request.budget_bytes) if request.only is None else math.inf
-        cores = usable_cores(training.config.machine.threads)
+        settings = training.config.machine
+        cores = usable_cores(settings.threads, settings.background)
         probe = Probe(training, cores, budget_bytes, request.allocator, known.save_bytes)
         Prober(probe, training, request, known, began).go()
         del reserved

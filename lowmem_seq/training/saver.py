@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 from lowmem_seq.checkpoint.manifest import Checkpoint
@@ -10,6 +9,7 @@ from lowmem_seq.checkpoint.store import CheckpointStore, Retention
 from lowmem_seq.config import CheckpointConfig
 from lowmem_seq.disk import free_bytes
 from lowmem_seq.errors import DiskError, NoCheckpointError
+from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.patience import DiskPatience
@@ -76,23 +76,23 @@ class Saver:
         step, stands = self._state.counters.step, (self._state.counters.step, self._state.counters.images)
         if not self.keeps or stands == self._saved:
             return
-        began = time.monotonic()
+        began = awake_seconds()
         what = f"the checkpoint of step {step}"
         self._source().does("saving")
         checkpoint, seconds = self.patience.run(what, self._save_once, self.checkpoint_bytes)
         self._source().does("training")
         self._saved = stands
-        self._journal.pause_ended(time.monotonic() - began)
+        self._journal.pause_ended(awake_seconds() - began)
         self._clock.saved(seconds)
         self._journal.record("checkpoint", step=step, path=checkpoint.path.name, seconds=seconds)
 
     def _save_once(self) -> tuple[Checkpoint, float]:
-        began = time.monotonic()
+        began = awake_seconds()
         counters = self._state.counters
         counters.wall_seconds = self._journal.wall_seconds()
         writers = {**self._state.writers(), **self._source().writers()}
         checkpoint = self.store.save(counters.step, writers, self.identity, counters.metrics, self.checkpoint_bytes)
-        return checkpoint, time.monotonic() - began
+        return checkpoint, awake_seconds() - began
 
     @property
     def has_saved(self) -> bool:

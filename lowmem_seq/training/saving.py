@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 
+from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.units import Interval
 
 LARGEST_SHARE = 0.01
@@ -26,7 +26,7 @@ class SavingClock:
     def __init__(self, interval: Interval) -> None:
         self._interval = interval
         self._seconds = interval.amount if interval.kind == "seconds" else 2 * SHORTEST_SECONDS
-        self._saved_at = time.monotonic()
+        self._saved_at = awake_seconds()
         self._step = 0
         self._cost_seconds = FIRST_COST_SECONDS
 
@@ -36,11 +36,11 @@ class SavingClock:
             every, before = int(self._interval.amount), self._step
             self._step = step
             return step // every > before // every  # where others do steps as well, a multiple may be passed over
-        return time.monotonic() - self._saved_at >= self._seconds
+        return awake_seconds() - self._saved_at >= self._seconds
 
     def is_affordable(self) -> bool:
         """Whether one save more, out of turn, stays under 1 % of the time since the last one."""
-        return time.monotonic() - self._saved_at >= self._cost_seconds / LARGEST_SHARE
+        return awake_seconds() - self._saved_at >= self._cost_seconds / LARGEST_SHARE
 
     def take_up(self, step: int) -> None:
         """Count on from a checkpoint."""
@@ -48,7 +48,7 @@ class SavingClock:
 
     def saved(self, cost_seconds: float) -> None:
         """Note a save, and what it cost."""
-        self._saved_at = time.monotonic()
+        self._saved_at = awake_seconds()
         self._cost_seconds = cost_seconds
         if self._interval.kind == "auto":
             best = math.sqrt(2 * cost_seconds * SECONDS_BETWEEN_CRASHES)

@@ -91,6 +91,10 @@ def test_a_process_beside_the_first_one_says_so_and_ends(
             "train small --set recipe.beta1=0.8 --set machine.threads=1 --set=cluster.round=9s --host",
             "lowmem-seq train small --set recipe.beta1=0.8 --join 10.0.0.7:4000",
         ),
+        (
+            "train small --pause-on-battery --only-between 22-7 --background --no-keep-awake --host",
+            "lowmem-seq train small --join 10.0.0.7:4000",
+        ),
         ("resume runs/x --host --max-ram 6GB", "lowmem-seq resume ITS_RUN_DIR --join 10.0.0.7:4000"),
     ],
 )

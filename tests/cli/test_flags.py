@@ -75,6 +75,10 @@ TRAIN_FLAGS = [
     (["--set", "machine.micro_batch=4", "--micro-batch", "auto"], []),
     (["--set", "recipe.beta1=0.8", "--set", "seed=3"], ["recipe.beta1=0.8", "seed=3"]),
     (["--set", "seed=3", "--seed", "4"], ["seed=4"]),
+    (["--pause-on-battery"], ["machine.pause_on_battery=true"]),
+    (["--only-between", "22:00-07:00"], ["machine.only_between=22:00-07:00"]),
+    (["--background"], ["machine.background=true"]),
+    (["--no-keep-awake"], ["machine.keep_awake=false"]),
     (["--data", "mnist", "--set", "augmentation.flip=true"], ["data.source=mnist", "augmentation.flip=true"]),
 ]
 
@@ -112,6 +116,10 @@ RESUME_FLAGS = [
     (["--epochs", "9"], ["recipe.epochs=9"], False),
     (["--steps", "9"], ["steps=9"], False),
     (["--data", "fashion-mnist"], ["data.source=fashion-mnist"], False),
+    (["--pause-on-battery"], ["machine.pause_on_battery=true"], False),
+    (["--only-between", "22-7"], ["machine.only_between=22-7"], False),
+    (["--no-keep-awake"], ["machine.keep_awake=false"], False),
+    (["--background"], ["machine.background=true"], True),
     (["--quiet"], [], False),
     ([], [], False),
 ]
@@ -143,6 +151,28 @@ def test_every_flag_of_resume_reaches_the_run_s_config_and_is_told(
     assert plan.exists() is not plan_anew
     kept = [assignment for assignment in assignments if not assignment.startswith("data.source")]
     assert open_run(Path("here")).config == preset(*kept)
+
+
+def test_a_resume_can_take_back_what_a_run_was_started_with(command_line: CommandLine, sessions: Sessions) -> None:
+    at_first = ["--pause-on-battery", "--only-between", "22-7", "--background", "--no-keep-awake"]
+    assert command_line("train", "tiny", *at_first, "--run-dir", "here").code == 0
+    back = ["--no-pause-on-battery", "--only-between", "always", "--no-background", "--keep-awake"]
+    assert command_line("resume", "here", *back).code == 0
+    assert sessions.started[1][1] == preset()
+
+
+def test_the_background_changes_no_plan_where_the_cores_are_given(
+    command_line: CommandLine, sessions: Sessions
+) -> None:
+    assert command_line("train", "tiny", "--set", "machine.threads=1", "--run-dir", "here").code == 0
+    assert command_line("resume", "here", "--background").code == 0
+    assert sessions.started[1][3] is False
+
+
+def test_hours_that_no_day_has_are_refused_before_anything_is_made(command_line: CommandLine) -> None:
+    refused = command_line("train", "tiny", "--only-between", "at night", "--run-dir", "here")
+    assert_refused(refused, 2, "machine.only_between: 'at night' is no part of the day", "22:00-07:00, or always")
+    assert not Path("here").exists()
 
 
 def test_a_preset_s_own_file_can_be_trained(command_line: CommandLine, sessions: Sessions) -> None:

@@ -177,7 +177,7 @@ def planning(monkeypatch: pytest.MonkeyPatch) -> Planning:
     return planning
 
 
-OTHER_FLAGS = ("--seed", "--checkpoint-every")
+OTHER_FLAGS = ("--seed", "--checkpoint-every", "--pause-on-battery", "--only-between", "--no-keep-awake")
 """Of train, which change nothing that a plan tells; `--set` gives them."""
 
 

@@ -23,6 +23,7 @@ from tests.report.builders import (
     crash,
     finish,
     pause,
+    pause_for,
     record_memory,
     restart,
     save,
@@ -214,6 +215,23 @@ def test_a_full_disk_asks_for_room(command_line: CommandLine, run: RunFolder, pr
         ended = command_line("status", str(run.path))
     assert "paused: the checkpoint of step 40: No space left on device; it" in ended.out
     assert lines_of(ended)[-1] == "next: make room on that disk; the run goes on by itself"
+
+
+def test_a_run_on_battery_says_since_when_and_what_ends_it(
+    command_line: CommandLine, run: RunFolder, present: None
+) -> None:
+    start_session(run, at=NOW - 3600)
+    pause_for(run, "power", at=NOW - 600)
+    record_memory(run, 35 * 10**6, 35 * 10**6, at=NOW - 600)
+    with run.locked():
+        ended = command_line("status", str(run.path))
+    told = " ".join(ended.out.replace("│", " ").split())
+    assert (
+        "paused: this machine runs on battery; the run goes on when it is plugged in "
+        "(paused 10 min 00 s ago)" in told
+    )
+    assert "35.0 MB now (seen 10 min 00 s ago)" in told
+    assert lines_of(ended)[-1].startswith("next: nothing to do; the run goes on by itself")
 
 
 def test_checkpoints_that_are_gone_are_not_called_saved(command_line: CommandLine, run: RunFolder) -> None:

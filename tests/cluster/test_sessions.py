@@ -13,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.kills import PROGRAM
 from lowmem_seq.cluster.token import new_token
 from tests.builders import free_port
+from tests.plugged import program
 from tests.sessions import Session, events, lowmem_seq, reported, wait_until
 
 STEPS = 1500
@@ -36,8 +38,13 @@ class TwoMachines:
     def run(self, name: str) -> Path:
         return self.folder / name
 
-    def start(self, *arguments: str, token: str | None = None) -> Session:
-        session = Session(*arguments, cwd=self.folder, LOWMEM_SEQ_TOKEN=self.token if token is None else token)
+    def start(self, *arguments: str, token: str | None = None, plug: Path | None = None) -> Session:
+        session = Session(
+            *arguments,
+            cwd=self.folder,
+            program=PROGRAM if plug is None else program(plug),
+            LOWMEM_SEQ_TOKEN=self.token if token is None else token,
+        )
         return self._ends.enter_context(session)
 
     def launch(self, module: str, *words: str) -> Session:
@@ -46,13 +53,15 @@ class TwoMachines:
         session = Session(*words, cwd=self.folder, program=program, LOWMEM_SEQ_TOKEN=self.token)
         return self._ends.enter_context(session)
 
-    def host(self, *flags: str) -> Session:
+    def host(self, *flags: str, plug: Path | None = None) -> Session:
         part = ("--host", "--port", str(self.port))
-        return self.start("train", "tiny", *SETTINGS, "--run-dir", "host", *part, *flags)
+        return self.start("train", "tiny", *SETTINGS, "--run-dir", "host", *part, *flags, plug=plug)
 
-    def join(self, *flags: str, name: str = "joiner", token: str | None = None) -> Session:
+    def join(
+        self, *flags: str, name: str = "joiner", token: str | None = None, plug: Path | None = None
+    ) -> Session:
         part = ("--join", f"127.0.0.1:{self.port}")
-        return self.start("train", "tiny", *SETTINGS, "--run-dir", name, *part, *flags, token=token)
+        return self.start("train", "tiny", *SETTINGS, "--run-dir", name, *part, *flags, token=token, plug=plug)
 
     def resume(self, name: str) -> Session:
         part = ("--host", "--port", str(self.port)) if name == "host" else ("--join", f"127.0.0.1:{self.port}")
@@ -139,6 +148,43 @@ def test_a_trainer_that_dies_is_started_again_and_joins_again(two: TwoMachines) 
     assert_it_ends_where_it_should(two.run("host"))
     assert same_weights(two.run("host"), two.run("joiner"))
     assert two.accepted() == STEPS * 32
+
+
+@pytest.mark.slow
+def test_a_machine_on_battery_takes_leave_and_joins_again(two: TwoMachines) -> None:
+    plug = two.folder / "plug"
+    plug.touch()
+    host, joiner = two.host(), two.join("--pause-on-battery", plug=plug)
+    two.wait_for_round(host)
+    plug.unlink()
+    wait_until(lambda: events(two.run("joiner"), "paused"), "the joiner's pause")
+    wait_until(lambda: events(two.run("host"), "peer_lost"), "its leave")
+    assert events(two.run("host"), "peer_lost")[0]["cause"] == "stopped"
+    plug.touch()
+    host.ended(0)
+    joiner.ended(0)
+    assert len(events(two.run("joiner"), "member_welcome")) >= 2
+    assert_it_ends_where_it_should(two.run("host"))
+    assert same_weights(two.run("host"), two.run("joiner"))
+
+
+@pytest.mark.slow
+def test_the_other_machine_trains_on_with_the_hub_while_the_host_is_on_battery(two: TwoMachines) -> None:
+    plug = two.folder / "plug"
+    plug.touch()
+    host, joiner = two.host("--pause-on-battery", plug=plug), two.join()
+    two.wait_for_round(host)
+    plug.unlink()
+    wait_until(lambda: events(two.run("host"), "paused"), "the host's pause")
+    before = two.accepted()
+    wait_until(lambda: two.accepted() > before, "work that is merged meanwhile")
+    assert not host.has_trainer
+    plug.touch()
+    host.ended(0)
+    joiner.ended(0)
+    assert events(two.run("joiner"), "member_alone") == []
+    assert_it_ends_where_it_should(two.run("host"))
+    assert same_weights(two.run("host"), two.run("joiner"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")

@@ -108,4 +108,14 @@ def test_as_many_cores_as_are_asked_for() -> None:
     assert usable_cores(7) == 7
     assert usable_cores(None) >= 1
     if sys.platform == "linux":
-        assert usable_cores(None, "plan9") >= usable_cores(None)
+        assert usable_cores(None, platform="plan9") >= usable_cores(None)
+
+
+@pytest.mark.parametrize(("fast", "left"), [(4, 3), (1, 1)])
+def test_in_the_background_a_core_is_left_free_unless_it_is_the_only_one(
+    monkeypatch: pytest.MonkeyPatch, fast: int, left: int
+) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: fast)
+    assert usable_cores(None, platform="plan9") == fast
+    assert usable_cores(None, background=True, platform="plan9") == left
+    assert usable_cores(7, background=True) == 7

@@ -86,6 +86,13 @@ def pause(run: RunFolder) -> None:
     )
 
 
+def pause_for(run: RunFolder, *waits_for: str, until: float | None = None, at: float | None = None) -> None:
+    """The trainer has ended, and the supervisor waits for the mains, or for an hour."""
+    tell(run, "session_ended", at, state="stopped", step=20, wall_seconds=5.0)
+    cause = "this machine runs on battery"
+    tell(run, "paused", at, waits_for=list(waits_for), cause=cause, until_unix_seconds=until)
+
+
 def crash(run: RunFolder, cause: str) -> None:
     """The supervisor says how the trainer ended."""
     tell(run, "session_ended", state="crashed", cause=cause)

@@ -21,6 +21,7 @@ from tests.report.builders import (
     crash,
     finish,
     pause,
+    pause_for,
     record_memory,
     restart,
     save,
@@ -60,6 +61,8 @@ OWN = {
     "cause",
     "saved_step",
     "saved_unix_seconds",
+    "paused_unix_seconds",
+    "goes_on_unix_seconds",
     "eta_seconds",
     "last_event_unix_seconds",
     "last_restart_cause",
@@ -155,6 +158,28 @@ def test_a_pause_says_what_waits_and_why(run: RunFolder) -> None:
     assert held(run).paused == "the checkpoint of step 40: No space left on device"
     tell(run, "unpaused", what="the checkpoint of step 40", seconds=2.0)
     assert held(run).paused is None
+
+
+def test_a_pause_of_a_laptop_says_since_when_and_for_what(run: RunFolder) -> None:
+    start_session(run)
+    pause_for(run, "power", "hours", at=1000.0)
+    tell(run, "slept", at=1500.0, seconds=400.0)
+    tell(run, "paused", at=2000.0, waits_for=["hours"], cause="it is late", until_unix_seconds=9000.0)
+    status = held(run)
+    assert (status.figures["state"], status.paused, status.starting) == ("paused", "it is late", False)
+    assert (status.waits_for, status.paused_unix_seconds) == (("hours",), 1000.0)
+    assert (status.goes_on_unix_seconds, status.to_json()["cause"]) == (9000.0, "it is late")
+    tell(run, "unpaused", seconds=1000.0)
+    status = held(run)
+    assert (status.figures["state"], status.starting, status.waits_for) == ("running", True, ())
+    assert (status.paused, status.paused_unix_seconds, status.goes_on_unix_seconds) == (None, None, None)
+
+
+def test_a_pause_whose_words_are_odd_is_a_pause_all_the_same(run: RunFolder) -> None:
+    start_session(run)
+    tell(run, "paused", waits_for=["rain"], cause="the weather", until_unix_seconds=2.0**40)
+    status = held(run)
+    assert (status.waits_for, status.goes_on_unix_seconds) == (("rain",), None)
 
 
 def test_a_crash_that_gave_no_cause_says_so(run: RunFolder) -> None:

@@ -10,15 +10,18 @@ from typing import Any
 import psutil
 import pytest
 
+from lowmem_seq.config import MachineConfig
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import plan_from_json
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor import trainer
 from lowmem_seq.supervisor.child import Child, Message
+from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.signals import StopSignals
 from lowmem_seq.supervisor.watch import MemoryWatch
 from tests.builders import tiny_plan
+from tests.supervisor.machines import FakeMachine
 
 KILLED, CRASHED = -9, -11
 """As SIGKILL and SIGSEGV end a process."""
@@ -45,6 +48,8 @@ class Life:
     signals: int = 0
     """How many stop signals come while it trains."""
     machine_is_short: bool = False
+    seconds: int = 0
+    """How long it trains after that."""
 
 
 class FakeChild(Child):
@@ -65,6 +70,9 @@ class FakeChild(Child):
         for _ in range(self.life.signals):
             self._stops.hear()
             yield None
+        for _ in range(self.life.seconds):
+            self._stops.machine.go_on(1.0)
+            yield None
 
     def tell(self, word: str) -> None:
         self.words.append(word)
@@ -82,6 +90,7 @@ class Stops(StopSignals):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[float] = []
+        self.machine = FakeMachine()
         self.comes_while_waiting = False
 
     def hear(self) -> None:
@@ -89,6 +98,7 @@ class Stops(StopSignals):
 
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
+        self.machine.go_on(seconds)
         if self.comes_while_waiting:
             self.hear()
 
@@ -121,6 +131,11 @@ class Supervised:
     children: list[FakeChild] = field(default_factory=list)
     micro_batch: int = 8
     data_limit_bytes: int | None = None
+    machine: FakeMachine = field(default_factory=FakeMachine)
+    settings: MachineConfig = field(default_factory=lambda: MachineConfig(keep_awake=False))
+
+    def __post_init__(self) -> None:
+        self.stops.machine = self.machine
 
     def start(
         self, module: str, *arguments: str, environment: dict[str, str], log: object, limit_bytes: int | None
@@ -136,7 +151,22 @@ class Supervised:
         stored = self.run.read_json(self.run.plan_file)
         assert stored is not None
         write_json(self.run.plan_file, stored | {"data_limit_bytes": self.data_limit_bytes})
-        return trainer.train(self.run, plan, self.screen, self.stops, max_restarts)
+        with self.laptop() as laptop:
+            return trainer.train(self.run, plan, self.screen, self.stops, max_restarts, laptop)
+
+    def laptop(self) -> Laptop:
+        machine = self.machine
+        return Laptop(
+            self.run,
+            self.settings,
+            self.screen,
+            self.stops,
+            power=machine,
+            wakefulness=machine,
+            now=machine.now,
+            clock=machine.clock,
+            slept=machine.slept,
+        )
 
     def events(self, kind: str) -> list[Event]:
         return [event for event in self.run.events if event["event"] == kind]
@@ -160,8 +190,8 @@ class Supervise:
         watches = iter(lives)
 
         class Watch(MemoryWatch):
-            def sample(self) -> None:
-                super().sample()
+            def sample(self, records: bool = True) -> None:
+                super().sample(records)
                 self.machine_is_short = self.life.machine_is_short
 
             def __init__(self, *arguments: Any) -> None:

@@ -292,7 +292,7 @@ def test_final_weights_wait_for_a_disk_that_was_pulled_out(run: RunFolder, monke
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A disk without room, and a clock that runs while somebody sleeps: the seconds are in the list."""
     now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience, "awake_seconds", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     monkeypatch.setattr(store, "free_bytes", lambda folder: 0)
     return now

@@ -40,7 +40,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(time, "monotonic", world.now)
+    monkeypatch.setattr(module, "awake_seconds", world.now)
     monkeypatch.setattr(time, "sleep", world.sleep)
     monkeypatch.setattr(module, "free_bytes", world.free_bytes)
     return world

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lowmem_seq.training import saving
 from lowmem_seq.training.saving import (
     FIRST_COST_SECONDS,
     LARGEST_SHARE,
@@ -30,7 +30,7 @@ class Time:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Time:
     clock = Time()
-    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(saving, "awake_seconds", clock)
     return clock
 
 
