@@ -26,7 +26,8 @@ ModeOption = Annotated[
     str,
     typer.Option(
         metavar="MODE",
-        help="Of several processes: laptop, engine (exact gradients), or auto.",
+        help="laptop, engine (exact gradients) or auto.",
+        show_default=False,
         rich_help_panel=SEVERAL_MACHINES,
     ),
 ]

@@ -11,13 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.help import DATA
 from lowmem_seq.cli.progress import packing_shown, progress_bar
-from lowmem_seq.cli.settings import DeviceOption, lasting_source
+from lowmem_seq.cli.settings import DeviceOption, JsonOption, RunDirArgument, lasting_source
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.cli.weights import (
     CapOption,
-    JsonOption,
-    RunArgument,
     choose_weights,
     prepare_for_torch,
     read_cap,
@@ -44,19 +43,28 @@ CONFUSIONS_SHOWN = 3
 
 
 def eval_(
-    run_dir: RunArgument,
+    run_dir: RunDirArgument,
     data: str | None = typer.Option(
-        None, help="Other pictures: a catalogue name, a folder or a zip, with classes of the same names."
+        None,
+        metavar="NAME|FOLDER|ZIP",
+        help="Other pictures, with classes of the same names.",
+        rich_help_panel=DATA,
     ),
-    part: str | None = typer.Option(None, help="test, validation, train or all."),
+    part: str | None = typer.Option(
+        None, metavar="NAME", help="test, validation, train or all.", rich_help_panel=DATA
+    ),
     max_ram: CapOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a run's weights, class by class: lowmem-seq eval runs/small-20260101-120000 --data photos.
+    """Measure a run's weights, class by class.
 
     The final weights of a run that is finished, else those of its newest checkpoint, which is said. By default on
     the test part; of other pictures that have no test folder, on all.
+
+    Examples:
+        lowmem-seq eval runs/small-20261122-230000
+        lowmem-seq eval runs/small-20261122-230000 --data photos  # on other pictures
     """
     cap_bytes, wanted_device, run = read_cap(max_ram), read_device(device), open_run(run_dir)
     if part is not None:

@@ -8,20 +8,24 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
+from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
-from lowmem_seq.cli.weights import JsonOption, RunArgument, choose_weights, prepare_for_torch
+from lowmem_seq.cli.weights import choose_weights, prepare_for_torch
 from lowmem_seq.runs.folder import open_run
 
 
 def export(
-    run_dir: RunArgument,
+    run_dir: RunDirArgument,
     to: Path | None = typer.Option(None, help="The folder to write. Default: RUN_DIR/export.", metavar="DIR"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's model for other programs: lowmem-seq export runs/small-20260101-120000 --to my-model.
+    """Write a run's model for other programs.
 
     Models of timm's kind get timm's names, and a config with which timm.create_model("local-dir:DIR") loads them;
     README.md in the folder says how. Others are loaded by lowmem_seq.models.
+
+    Examples:
+        lowmem-seq export runs/small-20261122-230000 --to my-model
     """
     run = open_run(run_dir)
     weights = choose_weights(run)

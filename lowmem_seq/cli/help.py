@@ -12,6 +12,7 @@ Examples:
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any, NamedTuple
 
 from typer.core import TyperCommand, TyperGroup
@@ -112,6 +113,13 @@ def _write_flags(command: Any, ctx: Any, formatter: Any) -> None:
 
 
 def _records(members: list[Any], ctx: Any) -> list[tuple[str, str]]:
-    """Return name and text of arguments or flags; that an argument is required is said by the usage."""
+    """Return name and text of arguments or flags, as short as they can be said.
+
+    That an argument is required is said by the usage, and the bounds of a number by the error that it is beyond them.
+    """
     records = [member.get_help_record(ctx) for member in members]
-    return [(name, text.replace("[required]", "").strip()) for name, text in filter(None, records)]
+    return [(_SWITCH.sub(r"--[no-]\1", name), _NOISE.sub("", text).strip()) for name, text in filter(None, records)]
+
+
+_SWITCH = re.compile(r"--([a-z-]+) / --no-\1")
+_NOISE = re.compile(r"\[(required|[^\]]*<=?x[^\]]*)\]")

@@ -16,12 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lowmem_seq.cli.progress import progress_bar
-from lowmem_seq.cli.settings import DeviceOption
+from lowmem_seq.cli.settings import DeviceOption, JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_data
 from lowmem_seq.cli.weights import (
     CapOption,
-    JsonOption,
-    RunArgument,
     choose_weights,
     prepare_for_torch,
     read_cap,
@@ -49,17 +47,23 @@ class Output(Protocol):
 
 
 def predict(
-    run_dir: RunArgument,
+    run_dir: RunDirArgument,
     images: list[Path] = typer.Argument(help="Images, folders of images, zips of images.", metavar="IMAGE..."),
-    top: int = typer.Option(3, min=1, help="Classes to tell of each image."),
+    top: int = typer.Option(
+        3, min=1, metavar="N", help="Classes to tell of each image. [default: 3]", show_default=False
+    ),
     csv_file: Path | None = typer.Option(None, "--csv", help="Write a table to this file.", metavar="FILE"),
     max_ram: CapOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what pictures show: lowmem-seq predict runs/small-20260101-120000 photo.jpg holiday/ --top 3.
+    """Say what pictures show.
 
     Folders are read with all that is below them. A picture that can't be read is said and passed over.
+
+    Examples:
+        lowmem-seq predict runs/small-20261122-230000 photo.jpg
+        lowmem-seq predict runs/small-20261122-230000 holiday --top 1 --csv holiday.csv
     """
     cap_bytes, wanted_device, run = read_cap(max_ram), read_device(device), open_run(run_dir)
     if as_json and csv_file is not None:

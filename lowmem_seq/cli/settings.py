@@ -30,7 +30,7 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FOLDER|ZIP",
-        help="A dataset (data list names them), or your images.",
+        help="One of `data list`, or your images.",
         rich_help_panel=DATA,
         autocompletion=completion.datasets,
     ),
@@ -46,7 +46,7 @@ MaxRamOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Cap on memory, as 6GB. [default: 70 % of the free]",
+        help="Cap, as 6GB. [default: 70 % of the free]",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -72,7 +72,7 @@ MicroBatchOption = Annotated[
 ]
 MaxRestartsOption = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Deaths in a row before giving up. [default: 10]", rich_help_panel=MACHINE),
+    typer.Option(metavar="N", help="In a row, before it gives up. [default: 10]", rich_help_panel=MACHINE),
 ]
 KeepAwakeOption = Annotated[
     bool | None,
@@ -92,7 +92,7 @@ OnlyBetweenOption = Annotated[
     str | None,
     typer.Option(
         metavar="HH:MM-HH:MM",
-        help="Train in these hours only: 22:00-07:00, or always.",
+        help="Train in these hours only: 22:00-07:00.",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -100,7 +100,7 @@ BackgroundOption = Annotated[
     bool | None,
     typer.Option(
         "--background/--no-background",
-        help="Let other programs go first, and leave them a core.",
+        help="Let others go first, leave them a core.",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -79,7 +79,7 @@ def train(
     init_from: Path | None = typer.Option(
         None,
         metavar="RUN|FILE",
-        help="Begin with the weights of a run, or of a safetensors file.",
+        help="Begin with the weights of another run.",
         rich_help_panel=TRAINING,
     ),
     epochs: EpochsOption = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast, get_args
 import typer
 from rich.text import Text
 
+from lowmem_seq.cli.help import MACHINE
 from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.config import RunConfig
 from lowmem_seq.errors import NoCheckpointError, UsageError, nearest
@@ -22,9 +23,10 @@ if TYPE_CHECKING:  # numpy
     from lowmem_seq.checkpoint.weights import UsableWeights
 
 DeviceWish: TypeAlias = Literal["auto", "cpu", "mps", "cuda"]
-RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
-CapOption = Annotated[str | None, typer.Option("--max-ram", help="Cap on the memory of this command: 2GB.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object.")]
+CapOption = Annotated[
+    str | None,
+    typer.Option("--max-ram", metavar="SIZE", help="Cap on this command's memory: 2GB.", rich_help_panel=MACHINE),
+]
 
 
 def choose_weights(run: RunFolder) -> UsableWeights:

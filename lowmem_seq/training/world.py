@@ -210,7 +210,7 @@ def form_world(
     watched.do(
         lambda: dist.init_process_group(
             "gloo",
-            store=prefixed("world", store),  # type: ignore[arg-type]
+            store=prefixed("world", store),
             rank=rank.number,
             world_size=rank.of,
             timeout=NEVER,

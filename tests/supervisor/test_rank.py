@@ -20,7 +20,8 @@ RANK = Rank(1, 2, 1, 2, "127.0.0.1", 4000)
 
 
 def train(one: Supervised) -> int:
-    return train_rank(one.run, RANK, tiny_plan(), one.screen, one.stops)
+    with one.laptop() as laptop:
+        return train_rank(one.run, RANK, tiny_plan(), one.screen, one.stops, laptop)
 
 
 def causes(one: Supervised) -> list[Any]:
