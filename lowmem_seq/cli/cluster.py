@@ -118,7 +118,16 @@ def read_part(
             )
         )
         raise typer.Exit
-    return (part_of(launch) if launch.several_machines else None), around
+    if launch.several_machines:
+        return part_of(launch), around
+    if (launch.processes or 1) > launch.formed == 1:
+        console.print(
+            Text(
+                f"note: {launch.processes} processes were asked for ({launch.found['processes']}), and one was "
+                "started, which trains on all cores that the plan takes"
+            )
+        )
+    return None, around
 
 
 def part_of(launch: Launch) -> Part:

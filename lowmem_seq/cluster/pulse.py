@@ -16,10 +16,7 @@ from typing import Protocol
 from lowmem_seq.errors import ClusterError
 
 SECONDS_BETWEEN_BEATS = 1.0
-START_AGAIN = (
-    "launch it again, or have the launcher do that (torchrun --max-restarts 3); "
-    "all go on from the newest checkpoint"
-)
+START_AGAIN = "launch it again (torchrun --max-restarts 3 does so by itself): it goes on from the newest checkpoint"
 
 
 class RankLost(ClusterError):  # noqa: N818 (what happened, as the other errors of a cluster)

@@ -49,6 +49,11 @@ class Rank:
         """Whether this one keeps the run: its checkpoints, its weights, its screen."""
         return self.number == 0
 
+    @property
+    def makes_the_store(self) -> bool:
+        """Whether what all ranks share lies in this one's memory."""
+        return self.is_first and not self.store_is_there
+
     def __str__(self) -> str:
         return f"rank {self.number} of {self.of}"
 
@@ -67,6 +72,7 @@ class Rank:
         """Return a run's settings as this rank plans by them: its part of a step, of the cores, and of the cap."""
         machine, recipe = config.machine, config.recipe
         cap = machine.max_ram_bytes
+        even = -(-recipe.effective_batch // self.of // 2) * 2  # as the largest of equal parts is (shares.py)
         return structs.replace(
             config,
             machine=structs.replace(
@@ -74,7 +80,7 @@ class Rank:
                 threads=max(1, usable_cores(machine.threads, machine.background) // self.local_of),
                 max_ram_bytes=None if cap is None else max(1, cap // self.local_of),
             ),
-            recipe=structs.replace(recipe, effective_batch=max(1, recipe.effective_batch // self.of)),
+            recipe=structs.replace(recipe, effective_batch=min(even, recipe.effective_batch)),
         )
 
     def gpu(self, environment: Mapping[str, str]) -> str:

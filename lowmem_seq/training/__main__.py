@@ -100,7 +100,7 @@ def telling_others(world: Callable[[], World | None]) -> Iterator[None]:
         yield
     except BaseException as error:
         ranks = world()
-        if ranks is not None and not isinstance(error, RankLost):
+        if ranks is not None:
             ranks.leave(str(error) or type(error).__name__)
         raise
 

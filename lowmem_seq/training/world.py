@@ -34,7 +34,7 @@ from lowmem_seq.training.buckets import Buckets
 from lowmem_seq.training.evaluation import Tally
 from lowmem_seq.training.meeting import NEVER, open_store, prefixed
 from lowmem_seq.training.state import TrainingState
-from lowmem_seq.training.watched import Watched
+from lowmem_seq.training.watched import SECONDS_FOR_A_CAUSE, Watched
 from lowmem_seq.training.workers import Range
 
 STEPS_BETWEEN_CHECKS = 50
@@ -168,8 +168,10 @@ class World:
         return Tally.from_vector(own)
 
     def leave(self, cause: str) -> None:
-        """Tell the others why this rank leaves before the end."""
+        """Tell the others why this rank leaves before the end; a store that ends with it stands until they know."""
         tell_leaving(self._store, self._rank.number, cause)
+        if self._rank.makes_the_store:
+            time.sleep(SECONDS_FOR_A_CAUSE)
 
     def part(self) -> None:
         """Wait for all ranks at the end, and dissolve the world."""
@@ -198,7 +200,7 @@ def form_world(
     os.environ.update(rank.variables())  # Accelerate, which is set up later, takes the world for its own
     if name := interface_towards(rank.address, rank.port):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # by its host name a machine may be 127.0.0.1 to others
-    store = open_store(rank, within_seconds, stop_requested, makes=rank.is_first and not rank.store_is_there)
+    store = open_store(rank, within_seconds, stop_requested, makes=rank.makes_the_store)
     try:
         hellos = call_roll(rank, hello, store, within_seconds, stop_requested)
     except LowmemSeqError as error:

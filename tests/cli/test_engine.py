@@ -24,11 +24,15 @@ SECOND = Rank(1, 2, 1, 2, "127.0.0.1", 29500)
 
 
 def read(
-    around: Surroundings, monkeypatch: pytest.MonkeyPatch, mode: str = "auto", join: str | None = None
+    around: Surroundings,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str = "auto",
+    join: str | None = None,
+    console: Console | None = None,
 ) -> Part | Rank | None:
     monkeypatch.setattr(module, "look_around", lambda: around)
     monkeypatch.setattr(os, "environ", {"PATH": "/bin", **around.environment})
-    return read_part(False, None, join, Console(quiet=True), mode)[0]
+    return read_part(False, None, join, console or Console(quiet=True), mode)[0]
 
 
 def on_one(rank: int, **more: str) -> Surroundings:
@@ -67,7 +71,9 @@ def test_two_processes_on_each_of_two_machines_are_ranks(monkeypatch: pytest.Mon
 def test_a_world_that_was_asked_for_and_not_formed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "accelerate launch --cpu --num_processes 2 -m lowmem_seq train tiny"
     around = surroundings(told_by_accelerate("127.0.0.1"), command)
-    assert read(around, monkeypatch) is None  # the launcher started one process, which trains
+    console = Console(record=True, width=200)
+    assert read(around, monkeypatch, console=console) is None
+    assert "note: 2 processes were asked for (--num_processes of accelerate launch)" in console.export_text()
     with pytest.raises(
         ClusterError, match=r"2 processes were asked for \(--num_processes of accelerate launch\)"
     ) as told:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.builders import free_port, names
-from tests.sessions import Session, events, lowmem_seq, reported, wait_until
+from tests.sessions import Session, events, lowmem_seq, reported, rewound, wait_until
 
 STEPS = 60
 SETTINGS = (
@@ -78,6 +78,7 @@ def weights(run: Path) -> str:
     return str(events(run, "test")[-1]["weights_sha256"])
 
 
+@pytest.mark.slow
 def test_torchrun_s_processes_train_one_run_and_are_started_again_where_one_dies(launcher: Launcher) -> None:
     session = launcher.torchrun(2, "train", "tiny", *SETTINGS, "--steps", "150", "--run-dir", "run", restarts=1)
     launcher.wait_for("checkpoint", session)
@@ -95,14 +96,15 @@ def test_torchrun_s_processes_train_one_run_and_are_started_again_where_one_dies
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(launcher: Launcher) -> None:
-    launcher.torchrun(2, "train", "tiny", *SETTINGS, "--run-dir", "run").ended(0)
-    lowmem_seq("resume", "run", "--steps", "80", cwd=launcher.run.parent)
-    launcher.torchrun(3, "resume", "run", "--steps", "100").ended(0)
-    lowmem_seq("train", "tiny", *SETTINGS, "--steps", "100", "--run-dir", "alone", cwd=launcher.run.parent)
-    told, alone = reported(launcher.run), reported(launcher.run.parent / "alone")
-    assert (told["step"], told["images_seen"], told["state"]) == (100, 3200, "finished")
-    assert told["test_accuracy"] == pytest.approx(alone["test_accuracy"], abs=0.02)
-    assert "is finished" in launcher.torchrun(2, "resume", "run").ended(0)
+    folder = launcher.run.parent
+    alone, by_three, by_one = folder / "alone", folder / "three", folder / "one"
+    lowmem_seq("train", "tiny", *SETTINGS, "--set", "checkpoint.keep=100", "--run-dir", "alone", cwd=folder)
+    launcher.torchrun(3, "resume", rewound(alone, by_three, 20).name).ended(0)
+    lowmem_seq("resume", rewound(by_three, by_one, 40).name, cwd=folder)
+    figures = [events(run, "test")[-1] for run in (alone, by_three, by_one)]
+    assert [told["step"] for told in figures] == [STEPS] * 3
+    assert [told["test_loss"] for told in figures] == pytest.approx([figures[0]["test_loss"]] * 3, rel=1e-4)
+    assert "is finished" in launcher.torchrun(2, "resume", "three").ended(0)
 
 
 @pytest.mark.slow

@@ -40,8 +40,9 @@ def test_ranks_share_a_step_and_those_of_a_machine_its_cores_and_the_cap() -> No
     own = ONE.own_part(config)
     assert own.machine.threads == 2
     assert own.machine.max_ram_bytes == 1_500_000_000
-    assert own.recipe.effective_batch == 33
-    assert ONE.own_part(tiny_config("recipe.effective_batch=2")).recipe.effective_batch == 1
+    assert own.recipe.effective_batch == 34
+    for batch, part in ((1, 1), (2, 2), (32, 12), (128, 44)):
+        assert ONE.own_part(tiny_config(f"recipe.effective_batch={batch}")).recipe.effective_batch == part
     assert ONE.own_part(tiny_config("machine.threads=1")).machine.threads == 1
     assert ONE.own_part(tiny_config()).machine.max_ram_bytes is None
 
