@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,12 @@ def require_numbers(values: Summary) -> None:
             raise ValueError(f"{name} is {value!r}")
 
 
-def summarise(run: RunFolder) -> Summary:
+def summarise(run: RunFolder, events: Iterable[Event] | None = None) -> Summary:
     """Return the figures of a run; one that is not known yet is None.
+
+    Args:
+        run: its folder.
+        events: the run's events, where somebody listens while they are read; None reads them here.
 
     `images_per_second` is the median over the `train` events of all sessions, evaluation and saves left out.
 
@@ -88,12 +92,12 @@ def summarise(run: RunFolder) -> Summary:
         UsageError: its settings or its events are not as they should be.
     """
     with odd_events_explained(run):
-        summary = _summarise(run)
+        summary = _summarise(run, run.events if events is None else events)
         require_numbers({key: value for key, value in summary.items() if key not in WORDS})
     return summary
 
 
-def _summarise(run: RunFolder) -> Summary:
+def _summarise(run: RunFolder, events: Iterable[Event]) -> Summary:
     summary = dict(UNKNOWN, run=str(run.path), state="crashed")
     config = run.config
     summary.update(name=config.name, data=config.data.source)
@@ -101,7 +105,7 @@ def _summarise(run: RunFolder) -> Summary:
     batch: int | None = None
     started: Event = {}
     paused = False
-    for event in run.events:
+    for event in events:
         kind = event["event"]
         paused = kind == "paused" or (paused and kind not in AFTER_A_PAUSE)
         if kind == "planned":

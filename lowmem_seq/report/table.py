@@ -1,14 +1,17 @@
-"""Runs as a table: for the terminal and as Markdown, from the same rows."""
+"""Runs as a table: for the terminal and as Markdown, from the same rows; and as CSV, from the figures."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.report.summary import Summary
+from lowmem_seq.report.summary import UNKNOWN, Summary
 from lowmem_seq.text import harmless
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -27,6 +30,7 @@ COLUMNS = (
 )
 LEFT_OUT_FIRST = ("model", "parameters", "images/s", "epochs", "data", "peak RAM", "state")
 NOT_KNOWN = "-"
+FORMULA_MARKS = ("=", "+", "-", "@")
 
 
 def rows(summaries: list[Summary]) -> list[list[str]]:
@@ -106,6 +110,25 @@ def markdown_table(summaries: list[Summary]) -> str:
     ]
     lines += ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows(summaries)]
     return "\n".join(lines) + "\n"
+
+
+def csv_table(summaries: list[Summary]) -> str:
+    """Return a line for each run, under a line of the keys, which are the JSON's; a list is JSON in its cell."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(UNKNOWN)
+    writer.writerows([_cell(one[key]) for key in UNKNOWN] for one in summaries)
+    return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Return a value as a table program takes it: text that begins like a formula gets an apostrophe in front."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    if isinstance(value, str):
+        text = harmless(value, one_line=True)
+        return f"'{text}" if text.startswith(FORMULA_MARKS) else text
+    return value
 
 
 def _escaped(text: str) -> str:

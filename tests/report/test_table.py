@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lowmem_seq.report.summary import UNKNOWN, Summary
-from lowmem_seq.report.table import COLUMNS, NOT_KNOWN, markdown_table, rows, terminal_table
+from lowmem_seq.report.table import COLUMNS, NOT_KNOWN, csv_table, markdown_table, rows, terminal_table
 
 FINISHED: Summary = {
     **UNKNOWN,
@@ -150,3 +152,17 @@ def test_all_columns_are_shown_where_there_is_room_and_for_one_run_always() -> N
 def test_at_80_columns_no_row_of_usual_runs_is_broken() -> None:
     lines = shown([FINISHED] * 3, 80)
     assert sum("small-20260102-030405" in line for line in lines) == 3
+
+
+def test_csv_has_the_figures_as_they_are() -> None:
+    (told,) = csv.DictReader(io.StringIO(csv_table([FINISHED])))
+    assert (told["parameters"], told["test_accuracy"], told["val_loss"]) == ("7612345", "0.91236", "")
+    assert json.loads(told["classes"]) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@x", "a\nb", 'quo"te', "com,ma"])
+def test_a_hostile_name_is_one_cell_of_csv_and_no_formula(name: str) -> None:
+    (told,) = csv.DictReader(io.StringIO(csv_table([summary(name=name, wall_seconds=-1.5)])))
+    assert told["name"].lstrip("'").replace(" ", "\n") == name
+    assert not told["name"].startswith(("=", "+", "-", "@"))
+    assert told["wall_seconds"] == "-1.5"

@@ -1,0 +1,169 @@
+"""What a report's page says of one run in words and tables, beside its plots."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lowmem_seq.report.history import History
+from lowmem_seq.report.summary import Summary
+from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.units import format_bytes, format_seconds
+
+PROGRAM = "lowmem-seq"
+OF_ONE_START = ("--run-dir",)
+"""Flags that a second start can't have again."""
+
+
+class Tile(NamedTuple):
+    """A figure that is shown large."""
+
+    title: str
+    value: str
+    note: str = ""
+    share: float | None = None
+    """Of a whole, 0 to 1, where a bar is drawn."""
+
+
+class Compared(NamedTuple):
+    """A figure as it was predicted, and as it came."""
+
+    what: str
+    predicted: str
+    actual: str
+    difference: str
+
+
+def tiles(summary: Summary, history: History) -> list[Tile]:
+    """Return what is known of a run in large figures."""
+    told = [
+        _accuracy(summary),
+        _loss(summary),
+        _progress(summary),
+        _time(summary),
+        _speed(summary),
+        _memory(summary),
+    ]
+    if history.repeated_steps or summary["restarts"]:
+        again = f"{history.repeated_steps:,} steps done again" if history.repeated_steps else ""
+        told.append(Tile("restarts", f"{summary['restarts']:,}", again))
+    return [tile for tile in told if tile is not None]
+
+
+def _accuracy(summary: Summary) -> Tile | None:
+    if summary["test_accuracy"] is not None:
+        return Tile("test accuracy", f"{summary['test_accuracy']:.2%}")
+    if summary["val_accuracy"] is not None:
+        return Tile("validation accuracy", f"{summary['val_accuracy']:.2%}", "not tested yet")
+    return None
+
+
+def _loss(summary: Summary) -> Tile | None:
+    for name, title in (
+        ("test_loss", "test loss"),
+        ("val_loss", "validation loss"),
+        ("train_loss", "training loss"),
+    ):
+        if summary[name] is not None:
+            return Tile(title, f"{summary[name]:.4f}")
+    return None
+
+
+def _progress(summary: Summary) -> Tile | None:
+    step, total = summary["step"], summary["total_steps"]
+    if step is None:
+        return None
+    epochs = "" if summary["epoch"] is None else f"epoch {summary['epoch']:.4g}"
+    return Tile(
+        "steps", f"{step:,}" + (f" of {total:,}" if total and total != step else ""), epochs, _share(step, total)
+    )
+
+
+def _time(summary: Summary) -> Tile | None:
+    seconds = summary["wall_seconds"]
+    if seconds is None:
+        return None
+    sessions = summary["sessions"]
+    return Tile("time in the trainer", format_seconds(seconds), f"{sessions:,} session{'s' * (sessions != 1)}")
+
+
+def _speed(summary: Summary) -> Tile | None:
+    rate = summary["images_per_second"]
+    if rate is None:
+        return None
+    with_what = ", ".join(str(summary[name]) for name in ("device", "precision") if summary[name])
+    return Tile("images/s", f"{rate:,.0f}", with_what)
+
+
+def _memory(summary: Summary) -> Tile | None:
+    peak, cap = summary["peak_tree_bytes"], summary["cap_bytes"]
+    if peak is None:
+        return None
+    note = "" if not cap else f"{peak / cap:.0%} of the cap of {format_bytes(cap)}"
+    return Tile("peak RAM", format_bytes(peak), note, _share(peak, cap))
+
+
+def _share(part: float, whole: float | None) -> float | None:
+    return min(1.0, max(0.0, part / whole)) if whole else None
+
+
+def predicted_and_actual(plan: dict[str, Any], summary: Summary, history: History) -> list[Compared]:
+    """Return what plan.json, or the last plan that the events tell of, foretold, beside what came."""
+    peak, rate = (_positive(plan.get(f"predicted_{name}")) for name in ("peak_bytes", "images_per_second"))
+    actual_peak, actual_rate, images = (
+        summary[name] for name in ("peak_tree_bytes", "images_per_second", "images_seen")
+    )
+    compared = []
+    if peak and actual_peak:
+        compared.append(
+            Compared("peak RAM", format_bytes(round(peak)), format_bytes(actual_peak), _off(peak, actual_peak))
+        )
+    if rate and actual_rate:
+        compared.append(Compared("images/s", f"{rate:,.0f}", f"{actual_rate:,.0f}", _off(rate, actual_rate)))
+    trained = history.clock.spent["training"]
+    if rate and images and trained:
+        told = (format_seconds(images / rate), format_seconds(trained), _off(images / rate, trained))
+        compared.append(Compared(f"time to train on {images:,} images", *told))
+    return compared
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 < value < 10**15 else None
+
+
+def _off(predicted: float, actual: float) -> str:
+    return f"{actual / predicted - 1:+.1%}"
+
+
+def repeating_command(run: RunFolder, environment: dict[str, Any] | None) -> str:
+    """Return the command line that trains such a run again: the one it was begun with, or its settings' file."""
+    words = (environment or {}).get("command")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or "train" not in words:
+        return shlex.join([PROGRAM, "train", str(run.config_file)])
+    kept: list[str] = []
+    left_out = False
+    for word in words[1:]:
+        if not left_out and word.partition("=")[0] not in OF_ONE_START:
+            kept.append(word)
+        left_out = not left_out and word in OF_ONE_START
+    return shlex.join([PROGRAM, *kept])
+
+
+def environment_rows(environment: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a run was made with, a line each; packages and variables by their names."""
+    rows: list[tuple[str, str]] = []
+    for key, value in (environment or {}).items():
+        if key in ("format_version", "command") or value is None:
+            continue
+        if isinstance(value, dict):
+            rows += [(str(name), str(one)) for name, one in value.items() if one is not None]
+        else:
+            told = format_bytes(value) if key.endswith("_bytes") and isinstance(value, int) else str(value)
+            rows.append((key.removesuffix("_bytes").replace("_", " "), told))
+    return rows
+
+
+def name_of(run: RunFolder) -> str:
+    """Return the name of a run's folder, also where one stands in it."""
+    return Path(run.path).resolve().name

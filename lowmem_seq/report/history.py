@@ -1,0 +1,134 @@
+"""All that a run's events tell over time, gathered in one pass and in bounded memory.
+
+Curves of training go by the optimizer step: where a session went on from an earlier step than the one before had
+reached, what was undone is left out. Curves of the machine go by the run's own time (clock.py), in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from lowmem_seq.report.clock import TAKES_OUT, Clock
+from lowmem_seq.report.happenings import Happening, Kind, tell
+from lowmem_seq.report.series import MOST_STRETCHES, Series
+from lowmem_seq.runs.events import Event
+
+BY_STEP = {
+    "train": ("train_loss", "learning_rate"),
+    "validation": ("val_loss", "val_accuracy"),
+    "test": ("test_loss", "test_accuracy"),
+}
+"""Figures of an event that are curves over the steps."""
+BY_TIME = {"train": ("images_per_second",), "memory": ("tree_bytes", "cap_bytes")}
+"""Figures of an event that are curves over the run's own time."""
+KEPT = ("planned", "session_started", "test")
+CHANGES = ("setting_changed", "micro_batch_changed")
+"""The second: as releases before wrote it."""
+MOST_HAPPENINGS = 300
+"""The newest stay, and as many marks."""
+LARGEST_NUMBER = 10.0**15
+"""Steps, seconds and bytes beyond are none."""
+
+
+class Mark(NamedTuple):
+    """A change of setting."""
+
+    seconds: float
+    """Of the run's own time."""
+    kind: Kind
+    text: str
+
+
+class History:
+    """What was seen so far; `take` it event by event, or have `listening` do so while another one reads.
+
+    Args:
+        most_stretches: how finely the curves are kept (series.py).
+    """
+
+    def __init__(self, most_stretches: int = MOST_STRETCHES) -> None:
+        self.clock = Clock()
+        self.by_step = {name: Series(most_stretches) for names in BY_STEP.values() for name in names}
+        self.by_time = {name: Series(most_stretches) for names in BY_TIME.values() for name in names}
+        self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
+        self.happening_count = 0
+        self.marks: deque[Mark] = deque(maxlen=MOST_HAPPENINGS)
+        self.repeated_steps = 0
+        """Steps that were done again, as a session ended after its last save."""
+        self.epochs_per_step: float | None = None
+        self.last: dict[str, Event] = {}
+        """The last event of each kind in KEPT."""
+        self.event_count = 0
+        self.odd_count = 0
+        """Events that are not as this release knows them."""
+        self._step = 0.0
+
+    def listening(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Yield events as they come, each one taken in before."""
+        for event in events:
+            self.take(event)
+            yield event
+
+    def take(self, event: Event) -> None:
+        """Take an event in; one that is not as expected is counted, and does no harm."""
+        self.event_count += 1
+        try:
+            at = self.clock.pass_to(event)
+            self._take_figures(event, at)
+            self._take_happening(event, at)
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+            self.odd_count += 1
+
+    def _take_figures(self, event: Event, at: float | None) -> None:
+        kind = event["event"]
+        if kind in KEPT:
+            self.last[kind] = event
+        if kind == "session_started":
+            self._go_on_after(_number(event["step"]))
+            self.epochs_per_step = _number(event["effective_batch"]) / _number(event["train_images"])
+        if kind in BY_STEP:
+            step = _number(event["step"])
+            self._step = max(self._step, step)
+            for name in BY_STEP[kind]:
+                if event.get(name) is not None:
+                    self.by_step[name].add(step, _number(event[name]), at)
+        for name in BY_TIME.get(kind, ()):
+            if event.get(name) is not None:
+                self.by_time[name].add(self.clock.alive_seconds, _number(event[name]), at)
+        if kind in TAKES_OUT:
+            self.clock.take_out(event, _number(event.get("seconds", 0.0)))
+        if "stalled_seconds" in event:
+            self.clock.take_stalled(_number(event["stalled_seconds"]))
+
+    def _go_on_after(self, step: float) -> None:
+        self.repeated_steps += int(max(0.0, self._step - step))
+        self._step = step
+        for series in self.by_step.values():
+            series.forget_after(step)
+
+    def _take_happening(self, event: Event, at: float | None) -> None:
+        told = tell(event, at)
+        if told is None:
+            return
+        self.happenings.append(told)
+        self.happening_count += 1
+        if event["event"] in CHANGES:
+            self.marks.append(Mark(self.clock.alive_seconds, told.kind, told.text))
+
+
+def _number(value: object) -> float:
+    """Return a number of an event, if it can be drawn.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is not finite, or larger than anything here.
+    """
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    number = float(value)
+    if not math.isfinite(number) or abs(number) > LARGEST_NUMBER:
+        raise ValueError(f"{number} is no figure")
+    return number

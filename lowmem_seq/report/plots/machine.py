@@ -1,0 +1,198 @@
+"""What the machine did: memory under its cap, speed, what went on when, and where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowmem_seq.report.clock import SPENT, Span
+from lowmem_seq.report.history import History, Mark
+from lowmem_seq.report.plots.figure import (
+    BLUE,
+    CARD,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    VIOLET,
+    Figure,
+    Trace,
+    axes,
+    clock_text,
+    curve,
+    first_and_last,
+    paragraph,
+    short,
+    time_unit,
+)
+from lowmem_seq.report.series import Point
+from lowmem_seq.report.summary import middle
+from lowmem_seq.units import format_bytes, format_seconds
+
+SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE}
+SPENT_COLOURS = {"training": BLUE, "evaluation": GREEN, "saving": VIOLET, "waiting": ORANGE, "starting": GREY}
+LANES: dict[str, tuple[str, str, str]] = {
+    "died": ("died", "x", RED),
+    "smaller": ("computes smaller", "triangle-down", ORANGE),
+    "larger": ("computes larger", "triangle-up", GREEN),
+    "machines": ("other machines", "diamond", VIOLET),
+    "ended": ("ended", "square", GREY),
+}
+"""What the timeline marks: its name, and the shape and colour of the mark. The memory's plot marks two alike."""
+
+
+def machine_figures(history: History) -> list[Figure]:
+    """Return the plots of memory and speed, as far as they are known."""
+    figures = (_memory(history), _speed(history))
+    return [figure for figure in figures if figure is not None]
+
+
+def _memory(history: History) -> Figure | None:
+    held, caps = history.by_time["tree_bytes"], history.by_time["cap_bytes"]
+    if not held:
+        return None
+    unit_seconds, unit = time_unit(history.clock.alive_seconds)
+    highest, cap_bytes = max(point.y for point in held), first_and_last(caps)[1].y if caps else 0.0
+    scale, bytes_name = (1e9, "GB") if max(highest, cap_bytes) >= 1e9 else (1e6, "MB")
+    dashed = {"color": RED, "width": 2, "dash": "dash", "shape": "hv"}
+    data = [
+        curve("held", held, BLUE, unit_seconds, scale, fill="tozeroy", fillcolor="var(--blue-fill)"),
+        curve("cap", caps, RED, unit_seconds, scale, line=dashed),
+        *_changes(list(history.marks), list(held), unit_seconds, scale),
+    ]
+    of_the_cap = f", {highest / cap_bytes:.0%} of the cap of {format_bytes(round(cap_bytes))}" if cap_bytes else ""
+    text = f"When it was looked at, the run held {format_bytes(round(highest))} at the most{of_the_cap}. "
+    layout = axes(f"{unit} that the run was alive", f"resident memory, {bytes_name}", hoverformat=".4~g")
+    layout["shapes"] = _session_lines(history, unit_seconds)
+    return Figure("memory", "Memory under its cap", text + _told_changes(history), data, layout, 320, is_wide=True)
+
+
+def _changes(marks: Sequence[Mark], held: list[Point], unit_seconds: float, scale: float) -> list[Trace]:
+    """Return a trace of the shrinks and one of the grows, on the curve of what was held."""
+    traces = []
+    for kind in ("smaller", "larger"):
+        chosen = [mark for mark in marks if mark.kind == kind]
+        places = [short(mark.seconds / unit_seconds) for mark in chosen]
+        heights = [short(_height_at(held, mark.seconds) / scale) for mark in chosen]
+        traces += [_marks(kind, places, heights, [mark.text for mark in chosen])] if chosen else []
+    return traces
+
+
+def _marks(kind: str, places: list[Any], heights: list[Any], texts: list[str]) -> Trace:
+    """Return marks of one kind, which say what happened when they are pointed at."""
+    name, symbol, colour = LANES[kind]
+    return {
+        **{"type": "scatter", "mode": "markers", "name": name, "cliponaxis": False, "x": places, "y": heights},
+        "marker": {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 1, "color": CARD}},
+        "text": [paragraph(text) for text in texts],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _height_at(held: list[Point], seconds: float) -> float:
+    """Return what was held when it was last looked at before."""
+    before = [point.y for point in held if point.x <= seconds]
+    return before[-1] if before else held[0].y
+
+
+def _told_changes(history: History) -> str:
+    if not history.marks:
+        return "It computed with one setting all the time."
+    larger = sum(mark.kind == "larger" for mark in history.marks)
+    return f"It went to a smaller setting {_times(len(history.marks) - larger)}, to a larger one {_times(larger)}."
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _session_lines(history: History, unit_seconds: float) -> list[dict[str, Any]]:
+    """Return an upright line where each session after the first was opened."""
+    return [
+        {
+            **{"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1},
+            **{"x0": short(seconds / unit_seconds), "x1": short(seconds / unit_seconds)},
+            "line": {"color": GREY, "width": 1, "dash": "dot"},
+        }
+        for seconds in history.clock.session_starts
+    ]
+
+
+def _speed(history: History) -> Figure | None:
+    rates = history.by_time["images_per_second"]
+    if not rates:
+        return None
+    unit_seconds, unit = time_unit(history.clock.alive_seconds)
+    usual = middle([point.y for point in rates])
+    text = f"The run trained at {usual:,.0f} images/s most of the time; evaluations and saves are left out."
+    layout = axes(f"{unit} that the run was alive", "images/s", hoverformat=",.0f")
+    layout["shapes"] = _session_lines(history, unit_seconds)
+    return Figure("speed", "Speed", text, [curve("images/s", rates, BLUE, unit_seconds)], layout, is_wide=True)
+
+
+def timeline_figure(history: History) -> Figure | None:
+    """Return what went on when, by the clock: sessions, pauses, and a lane for each kind of happening."""
+    spans = history.clock.spans
+    if not spans:
+        return None
+    data = [_bars(what, [span for span in spans if span.what == what]) for what in SPAN_COLOURS]
+    data = [trace for trace in data if trace["x"]]
+    for kind, (name, _, _) in LANES.items():
+        chosen = [one for one in history.happenings if one.kind == kind and one.at is not None]
+        if chosen:
+            texts = [f"{clock_text(one.at)}: {one.text}" for one in chosen]
+            data.append(_marks(kind, [clock_text(one.at) for one in chosen], [name] * len(chosen), texts))
+    lanes = ["the run", *dict.fromkeys(lane for trace in data for lane in trace["y"] if lane != "the run")]
+    sessions = len(history.clock.session_starts) + 1
+    died = sum(one.kind == "died" for one in history.happenings)
+    text = (
+        f"From {clock_text(spans[0].begin)} to {clock_text(spans[-1].end)}, in {sessions} "
+        f"session{'s' * (sessions > 1)}; its trainer died or ran out of memory {_times(died)}."
+    )
+    layout = {
+        "xaxis": {"type": "date"},
+        "yaxis": {"categoryorder": "array", "categoryarray": lanes[::-1], "fixedrange": True},
+        **{"barmode": "overlay", "hovermode": "closest", "bargap": 0.3},
+    }
+    return Figure("timeline", "Timeline", text, data, layout, 150 + 34 * len(lanes), is_wide=True)
+
+
+def _bars(what: str, spans: Sequence[Span]) -> Trace:
+    """Return the stretches in which something went on; Plotly takes their lengths in milliseconds."""
+    return {
+        **{"type": "bar", "orientation": "h", "name": what, "marker": {"color": SPAN_COLOURS[what]}},
+        **{"y": ["the run"] * len(spans), "base": [clock_text(span.begin) for span in spans]},
+        "x": [short((span.end - span.begin) * 1000) for span in spans],
+        "text": [
+            f"{what} from {clock_text(span.begin)} for {format_seconds(span.end - span.begin)}" for span in spans
+        ],
+        **{"textposition": "none", "hovertemplate": "%{text}<extra></extra>"},
+    }
+
+
+def spent_figure(history: History) -> Figure | None:
+    """Return where the run's own time went, as one bar."""
+    spent, total = history.clock.spent, sum(history.clock.spent.values())
+    if not total:
+        return None
+    unit_seconds, unit = time_unit(total)
+    data: list[Trace] = [
+        {
+            **{"type": "bar", "orientation": "h", "name": what, "marker": {"color": SPENT_COLOURS[what]}},
+            **{"y": [""], "x": [short(spent[what] / unit_seconds)]},
+            "text": [f"{what}: {format_seconds(spent[what])}, {spent[what] / total:.1%}"],
+            **{"textposition": "none", "hovertemplate": "%{text}<extra></extra>"},
+        }
+        for what in SPENT
+        if spent[what]
+    ]
+    told = [
+        f"{what} took {format_seconds(spent[what])} ({spent[what] / total:.1%})" for what in SPENT if spent[what]
+    ]
+    layout = {
+        "xaxis": {"title": {"text": unit}},
+        "yaxis": {"fixedrange": True, "showticklabels": False},
+        **{"barmode": "stack", "hovermode": "closest"},
+    }
+    text = f"Of {format_seconds(total)}, {'; '.join(told)}."
+    return Figure("spent", "The run's own time", text, data, layout, 170, is_wide=True)

@@ -1,0 +1,154 @@
+"use strict";
+// Draws the page's plots, in light or dark, and lets the keyboard zoom and move them.
+
+const figures = JSON.parse(document.getElementById("figures").textContent);
+const root = document.documentElement;
+const themeButton = document.getElementById("theme");
+const wantsDark = matchMedia("(prefers-color-scheme: dark)");
+const PRINTED_WIDTH = 660;
+
+/** The theme that the reader chose, or the system's. A browser may refuse to remember. */
+function chosenTheme() {
+  try {
+    return localStorage.getItem("lowmem-seq-theme");
+  } catch {
+    return null;
+  }
+}
+
+function rememberTheme(theme) {
+  try {
+    localStorage.setItem("lowmem-seq-theme", theme);
+  } catch {
+    // it is forgotten when the page is closed
+  }
+}
+
+function showTheme(theme) {
+  root.dataset.theme = theme;
+  themeButton.textContent = theme === "dark" ? "Light" : "Dark";
+  themeButton.setAttribute("aria-pressed", String(theme === "dark"));
+  themeButton.setAttribute("aria-label", theme === "dark" ? "Show in light colours" : "Show in dark colours");
+}
+
+/** A value in which each "var(--name)" is replaced by the colour that it is now. */
+function coloured(value, style) {
+  if (typeof value === "string") {
+    const name = /^var\((--[a-z-]+)\)$/.exec(value);
+    return name ? style.getPropertyValue(name[1]).trim() : value;
+  }
+  if (Array.isArray(value)) {
+    return value.every((one) => typeof one === "number") ? value : value.map((one) => coloured(one, style));
+  }
+  if (value !== null && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, coloured(one, style)]));
+  }
+  return value;
+}
+
+function axis(own) {
+  const lines = { gridcolor: "var(--grid)", linecolor: "var(--rule)", zeroline: false, automargin: true };
+  return { ...lines, ticks: "", ...own, title: { font: { size: 12 }, standoff: 8, ...(own || {}).title } };
+}
+
+function layoutOf(figure) {
+  const label = { bgcolor: "var(--card)", bordercolor: "var(--rule)", font: { color: "var(--ink)" }, align: "left", namelength: 40 };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: "var(--ink)", size: 12, family: getComputedStyle(document.body).fontFamily },
+    margin: { l: 48, r: 14, t: figure.data.length > 1 ? 56 : 30, b: 40 },
+    height: figure.height,
+    hovermode: "x unified",
+    dragmode: "zoom",
+    hoverlabel: label,
+    showlegend: figure.data.length > 1,
+    legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", traceorder: "normal", bgcolor: "rgba(0,0,0,0)" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: "var(--faint)", activecolor: "var(--ink)" },
+    ...figure.layout,
+    xaxis: axis(figure.layout.xaxis),
+    yaxis: axis(figure.layout.yaxis),
+  };
+}
+
+// Only these buttons: among Plotly's own is one that would send a plot to a server.
+const CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  showSendToCloud: false,
+  plotlyServerURL: "",
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+  toImageButtonOptions: { scale: 2 },
+};
+
+/** Draw all plots in the present colours; what is zoomed stays so. */
+function draw() {
+  const style = getComputedStyle(root);
+  return Promise.all(
+    figures.map((figure) => {
+      const place = document.getElementById(figure.name);
+      const layout = { ...layoutOf(figure), uirevision: "kept" };
+      return Plotly.react(place, coloured(figure.data, style), coloured(layout, style), CONFIG);
+    }),
+  );
+}
+
+/** Zoom by a factor around the middle, or move by a share of what is seen. */
+function turn(place, factor, share) {
+  const { range, type } = place._fullLayout.xaxis;
+  const [begin, end] = type === "date" ? range.map((one) => new Date(one + "Z").getTime()) : range.map(Number);
+  const middle = (begin + end) / 2 + share * (end - begin);
+  const half = ((end - begin) / 2) * factor;
+  const written = (one) => (type === "date" ? new Date(one).toISOString().slice(0, -1) : one);
+  return Plotly.relayout(place, { "xaxis.range": [written(middle - half), written(middle + half)] });
+}
+
+const KEYS = {
+  "+": (place) => turn(place, 0.5, 0),
+  "=": (place) => turn(place, 0.5, 0),
+  "-": (place) => turn(place, 2, 0),
+  ArrowLeft: (place) => turn(place, 1, -0.25),
+  ArrowRight: (place) => turn(place, 1, 0.25),
+  0: (place) => Plotly.react(place, place.data, { ...place.layout, uirevision: performance.now() }, CONFIG),
+};
+
+showTheme(chosenTheme() || (wantsDark.matches ? "dark" : "light"));
+themeButton.addEventListener("click", () => {
+  const theme = root.dataset.theme === "dark" ? "light" : "dark";
+  rememberTheme(theme);
+  showTheme(theme);
+  draw();
+});
+wantsDark.addEventListener("change", (event) => {
+  if (!chosenTheme()) {
+    showTheme(event.matches ? "dark" : "light");
+    draw();
+  }
+});
+
+for (const figure of figures) {
+  const place = document.getElementById(figure.name);
+  place.addEventListener("keydown", (event) => {
+    const act = KEYS[event.key];
+    if (act && event.target === place && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      act(place);
+    }
+  });
+}
+
+// Paper is light and of one width; afterwards the page is as it was.
+let themeOnScreen = null;
+addEventListener("beforeprint", () => {
+  themeOnScreen = root.dataset.theme;
+  showTheme("light");
+  draw();
+  figures.forEach((figure) => Plotly.relayout(figure.name, { width: PRINTED_WIDTH }));
+  document.querySelectorAll("details").forEach((one) => one.setAttribute("open", ""));
+});
+addEventListener("afterprint", () => {
+  showTheme(themeOnScreen || "light");
+  draw();
+});
+
+draw().then(() => root.setAttribute("data-drawn", String(figures.length)));

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_seq.report.facts import environment_rows, predicted_and_actual, repeating_command, tiles
+from lowmem_seq.report.history import History
+from lowmem_seq.report.summary import UNKNOWN
+from lowmem_seq.runs.folder import RunFolder
+
+KNOWN = {
+    **UNKNOWN,
+    **{"step": 30, "total_steps": 60, "epoch": 3.0, "val_accuracy": 0.5, "val_loss": 1.25, "sessions": 2},
+    **{"images_per_second": 90.0, "wall_seconds": 75.0, "peak_tree_bytes": 600, "cap_bytes": 1000},
+    **{"images_seen": 1200, "device": "cpu", "precision": "fp32", "restarts": 1},
+}
+
+
+def test_tiles_tell_what_is_known_and_nothing_else() -> None:
+    told = {tile.title: (tile.value, tile.note, tile.share) for tile in tiles(KNOWN, History())}
+    assert told == {
+        "validation accuracy": ("50.00%", "not tested yet", None),
+        "validation loss": ("1.2500", "", None),
+        "steps": ("30 of 60", "epoch 3", 0.5),
+        "time in the trainer": ("1 min 15 s", "2 sessions", None),
+        "images/s": ("90", "cpu, fp32", None),
+        "peak RAM": ("600 B", "60% of the cap of 1.00 KB", 0.6),
+        "restarts": ("1", "", None),
+    }
+    assert tiles(UNKNOWN, History()) == []
+
+
+def test_a_test_counts_more_than_a_validation() -> None:
+    told = [tile.title for tile in tiles({**KNOWN, "test_accuracy": 0.6, "test_loss": 1.0}, History())]
+    assert told[:2] == ["test accuracy", "test loss"]
+
+
+def test_what_was_predicted_stands_beside_what_came() -> None:
+    history = History()
+    history.take({"event": "session_started", "time_unix_seconds": 0.0, "step": 0})
+    history.take({"event": "train", "time_unix_seconds": 15.0, "step": 30})
+    plan = {"predicted_peak_bytes": 500, "predicted_images_per_second": 100.0}
+    assert predicted_and_actual(plan, KNOWN, history) == [
+        ("peak RAM", "500 B", "600 B", "+20.0%"),
+        ("images/s", "100", "90", "-10.0%"),
+        ("time to train on 1,200 images", "12 s", "15 s", "+25.0%"),
+    ]
+
+
+@pytest.mark.parametrize("plan", [{}, {"predicted_peak_bytes": "much", "predicted_images_per_second": 0}])
+def test_without_a_plan_nothing_is_compared(plan: dict[str, Any]) -> None:
+    assert predicted_and_actual(plan, KNOWN, History()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["/x/__main__.py", "train", "tiny", "--seed", "1"], "lowmem-seq train tiny --seed 1"),
+        (["x", "train", "tiny", "--run-dir", "r", "--quiet"], "lowmem-seq train tiny --quiet"),
+        (["x", "train", "tiny", "--run-dir=r", "--quiet"], "lowmem-seq train tiny --quiet"),
+        (["x", "train", "a b; rm -r /"], "lowmem-seq train 'a b; rm -r /'"),
+    ],
+)
+def test_the_command_that_repeats_it_is_the_one_it_was_begun_with(words: list[str], command: str) -> None:
+    assert repeating_command(RunFolder(Path("runs/one")), {"command": words}) == command
+
+
+@pytest.mark.parametrize("environment", [None, {}, {"command": "train"}, {"command": ["x"]}, {"command": ["x", 1]}])
+def test_where_that_is_not_known_its_settings_are_trained(environment: dict[str, Any] | None) -> None:
+    run = RunFolder(Path("runs/my run"))
+    assert shlex.split(repeating_command(run, environment)) == ["lowmem-seq", "train", str(run.config_file)]
+
+
+def test_the_environment_is_told_a_line_each() -> None:
+    told = environment_rows(
+        {"format_version": 1, "packages": {"torch": "2.13", "timm": None}, "memory_bytes": 8 * 10**9, "command": []}
+    )
+    assert told == [("torch", "2.13"), ("memory", "8.00 GB")]
