@@ -1,1 +1,1 @@
-"""Reports: run folders to tables."""
+"""Reports: run folders to tables, and to one offline HTML page with plots."""

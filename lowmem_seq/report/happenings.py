@@ -114,6 +114,15 @@ def _slept(event: Event) -> Told:
     return "paused", f"The machine slept for {format_seconds(float(event['seconds']))}."
 
 
+def _slowed(event: Event) -> Told:
+    now, best = float(event["images_per_second"]), float(event["best_images_per_second"])
+    return "note", f"It slowed down to {now:,.0f} images/s, from {best:,.0f}."
+
+
+def _recovered(event: Event) -> Told:
+    return "note", f"It is as fast as before again: {float(event['images_per_second']):,.0f} images/s."
+
+
 def _changes(event: Event) -> str:
     return ", ".join(
         f"{name} {value[0]} → {value[1]}" if isinstance(value, list) and len(value) == 2 else f"{name} = {value}"
@@ -171,6 +180,8 @@ _TELLERS: dict[str, Callable[[Event], Told]] = {
     "paused": _paused,
     "unpaused": _unpaused,
     "slept": _slept,
+    "slowed": _slowed,
+    "recovered": _recovered,
     "planned": _planned,
     "test": _tested,
     "config_changed": lambda event: ("note", f"Settings were changed: {_changes(event)}."),

@@ -79,6 +79,19 @@ def require_numbers(values: Summary) -> None:
             raise ValueError(f"{name} is {value!r}")
 
 
+def require_words(summary: Summary) -> None:
+    """See that what is printed as text is text, and what is counted is a list.
+
+    Raises:
+        ValueError: something isn't.
+    """
+    for name, kind in (("state", str), ("classes", list), ("class_accuracies", list)):
+        if summary[name] is not None and not isinstance(summary[name], kind):
+            raise ValueError(f"{name} is {summary[name]!r}")
+    accuracies = summary["class_accuracies"] or ()
+    require_numbers({f"class_accuracies[{index}]": one for index, one in enumerate(accuracies)})
+
+
 def summarise(run: RunFolder, events: Iterable[Event] | None = None) -> Summary:
     """Return the figures of a run; one that is not known yet is None.
 
@@ -94,6 +107,7 @@ def summarise(run: RunFolder, events: Iterable[Event] | None = None) -> Summary:
     with odd_events_explained(run):
         summary = _summarise(run, run.events if events is None else events)
         require_numbers({key: value for key, value in summary.items() if key not in WORDS})
+        require_words(summary)
     return summary
 
 

@@ -9,16 +9,16 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from benchmarks.browser import NO_BROWSER, Browser, open_browser
 from lowmem_seq.files import write_text
 from lowmem_seq.report.page import run_page, runs_page
 from lowmem_seq.runs.folder import RunFolder, create_run
 from tests.builders import tiny_config
-from tests.report.browser import NEEDS_CHROMIUM, Browser, open_browser
 from tests.report.predictions import write_predictions
 from tests.report.test_page import HOSTILE, tell_a_story
 from tests.report.test_plots import history_of_a_story
 
-pytestmark = NEEDS_CHROMIUM
+pytestmark = pytest.mark.skipif(NO_BROWSER is not None, reason=str(NO_BROWSER))
 PLOTS = ("loss", "accuracy", "learning-rate", "classes", "confusion", "memory", "speed", "timeline", "spent")
 LEAST_CONTRAST = 4.5
 """Of text, as WCAG's level AA asks."""

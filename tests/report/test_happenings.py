@@ -52,6 +52,16 @@ NO_ROOM = {"what": "the checkpoint of step 40", "cause": "No space left on devic
         ({"event": "paused", **NO_ROOM}, "paused", "Paused: the checkpoint of step 40: No space left on device"),
         ({"event": "unpaused", "seconds": 90.0}, "paused", "It went on after a pause of 1 min 30 s."),
         ({"event": "slept", "seconds": 7200.0}, "paused", "The machine slept for 2 h 00 min."),
+        (
+            {"event": "slowed", "images_per_second": 500.0, "best_images_per_second": 1200.0, "plugged_in": None},
+            "note",
+            "It slowed down to 500 images/s, from 1,200.",
+        ),
+        (
+            {"event": "recovered", "images_per_second": 1100.0, "best_images_per_second": 1200.0},
+            "note",
+            "It is as fast as before again: 1,100 images/s.",
+        ),
         ({"event": "config_changed", "changes": {"steps": 9}}, "note", "Settings were changed: steps = 9."),
         (
             {"event": "environment_changed", "changes": {"torch": ["2.12", "2.13"]}},

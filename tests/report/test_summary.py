@@ -218,6 +218,23 @@ def test_events_that_are_not_known_are_passed_over(run: RunFolder) -> None:
     assert told(run, "state", "step") == ["crashed", 0]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"event": "session_ended", "state": 5},
+        {"event": "session_started", "classes": 5},
+        {"event": "test", "class_accuracies": "high"},
+        {"event": "test", "class_accuracies": [0.5, "high"]},
+    ],
+    ids=str,
+)
+def test_what_is_neither_text_nor_a_list_where_it_should_be_is_told(run: RunFolder, odd: dict[str, Any]) -> None:
+    tell(run, odd.pop("event"), **odd)
+    (told,) = summarise_all([run])
+    assert "is not as expected (ValueError: " in told["state"]
+    assert next(iter(odd)) in told["state"]
+
+
 def test_every_run_under_the_root_is_found_oldest_first(tmp_path: Path) -> None:
     for age, name in enumerate(("newest", "middle", "oldest")):
         path = create_run(tmp_path / name, tiny_config()).path

@@ -6,6 +6,7 @@ light or dark.
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -104,8 +105,10 @@ def _escaped(text: str) -> str:
 
 
 def clock_text(at: float | None) -> str:
-    """Return a time as the clock of the machine that makes the page tells it, or nothing."""
-    return "" if at is None else f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+    """Return a time as the clock of the machine that makes the page tells it; nothing where it knows none such."""
+    with contextlib.suppress(OSError, OverflowError, ValueError):  # Windows knows no years from 3001 on
+        return "" if at is None else f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+    return ""
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

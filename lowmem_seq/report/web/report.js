@@ -31,14 +31,14 @@ function showTheme(theme) {
   themeButton.setAttribute("aria-label", theme === "dark" ? "Show in light colours" : "Show in dark colours");
 }
 
-/** A value in which each "var(--name)" is replaced by the colour that it is now. */
+/** A copy of a value in which each "var(--name)" is replaced by the colour that it is now. */
 function coloured(value, style) {
   if (typeof value === "string") {
     const name = /^var\((--[a-z-]+)\)$/.exec(value);
     return name ? style.getPropertyValue(name[1]).trim() : value;
   }
   if (Array.isArray(value)) {
-    return value.every((one) => typeof one === "number") ? value : value.map((one) => coloured(one, style));
+    return value.map((one) => (typeof one === "number" ? one : coloured(one, style)));
   }
   if (value !== null && typeof value === "object") {
     return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, coloured(one, style)]));
@@ -81,35 +81,41 @@ const CONFIG = {
   toImageButtonOptions: { scale: 2 },
 };
 
-/** Draw all plots in the present colours; what is zoomed stays so. */
-function draw() {
+const timesSetBack = {};
+
+/** Draw a plot in the present colours. What is zoomed stays so, unless the plot was set back since. */
+function draw(figure) {
   const style = getComputedStyle(root);
-  return Promise.all(
-    figures.map((figure) => {
-      const place = document.getElementById(figure.name);
-      const layout = { ...layoutOf(figure), uirevision: "kept" };
-      return Plotly.react(place, coloured(figure.data, style), coloured(layout, style), CONFIG);
-    }),
-  );
+  const layout = { ...layoutOf(figure), uirevision: timesSetBack[figure.name] || 0 };
+  return Plotly.react(figure.name, coloured(figure.data, style), coloured(layout, style), CONFIG);
 }
 
-/** Zoom by a factor around the middle, or move by a share of what is seen. */
-function turn(place, factor, share) {
-  const { range, type } = place._fullLayout.xaxis;
-  const [begin, end] = type === "date" ? range.map((one) => new Date(one + "Z").getTime()) : range.map(Number);
+function drawAll() {
+  return Promise.all(figures.map(draw));
+}
+
+function setBack(figure) {
+  timesSetBack[figure.name] = (timesSetBack[figure.name] || 0) + 1;
+  return draw(figure);
+}
+
+/** Zoom by a factor around the middle, or move by a share of what is seen; an axis of dates counts as numbers, too. */
+function turn(figure, factor, share) {
+  const axis = document.getElementById(figure.name)._fullLayout.xaxis;
+  const [begin, end] = axis.range.map((one) => axis.r2l(one));
   const middle = (begin + end) / 2 + share * (end - begin);
   const half = ((end - begin) / 2) * factor;
-  const written = (one) => (type === "date" ? new Date(one).toISOString().slice(0, -1) : one);
-  return Plotly.relayout(place, { "xaxis.range": [written(middle - half), written(middle + half)] });
+  const shown = [middle - half, middle + half].map((one) => axis.l2r(one));
+  return Plotly.relayout(figure.name, { "xaxis.range": shown });
 }
 
 const KEYS = {
-  "+": (place) => turn(place, 0.5, 0),
-  "=": (place) => turn(place, 0.5, 0),
-  "-": (place) => turn(place, 2, 0),
-  ArrowLeft: (place) => turn(place, 1, -0.25),
-  ArrowRight: (place) => turn(place, 1, 0.25),
-  0: (place) => Plotly.react(place, place.data, { ...place.layout, uirevision: performance.now() }, CONFIG),
+  "+": (figure) => turn(figure, 0.5, 0),
+  "=": (figure) => turn(figure, 0.5, 0),
+  "-": (figure) => turn(figure, 2, 0),
+  ArrowLeft: (figure) => turn(figure, 1, -0.25),
+  ArrowRight: (figure) => turn(figure, 1, 0.25),
+  0: setBack,
 };
 
 showTheme(chosenTheme() || (wantsDark.matches ? "dark" : "light"));
@@ -117,12 +123,12 @@ themeButton.addEventListener("click", () => {
   const theme = root.dataset.theme === "dark" ? "light" : "dark";
   rememberTheme(theme);
   showTheme(theme);
-  draw();
+  drawAll();
 });
 wantsDark.addEventListener("change", (event) => {
   if (!chosenTheme()) {
     showTheme(event.matches ? "dark" : "light");
-    draw();
+    drawAll();
   }
 });
 
@@ -132,7 +138,7 @@ for (const figure of figures) {
     const act = KEYS[event.key];
     if (act && event.target === place && !event.ctrlKey && !event.metaKey && !event.altKey) {
       event.preventDefault();
-      act(place);
+      act(figure);
     }
   });
 }
@@ -142,13 +148,13 @@ let themeOnScreen = null;
 addEventListener("beforeprint", () => {
   themeOnScreen = root.dataset.theme;
   showTheme("light");
-  draw();
+  drawAll();
   figures.forEach((figure) => Plotly.relayout(figure.name, { width: PRINTED_WIDTH }));
   document.querySelectorAll("details").forEach((one) => one.setAttribute("open", ""));
 });
 addEventListener("afterprint", () => {
   showTheme(themeOnScreen || "light");
-  draw();
+  drawAll();
 });
 
-draw().then(() => root.setAttribute("data-drawn", String(figures.length)));
+drawAll().then(() => root.setAttribute("data-drawn", String(figures.length)));

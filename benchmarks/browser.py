@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -11,15 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-NEEDS_CHROMIUM = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+NO_BROWSER = (
+    "needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+    if CHROMIUM is None or DRIVER is None
+    else None
 )
+"""Why no browser can be started here, or None."""
 SECONDS_TO_DRAW = 60.0
 DRAWN = "return document.documentElement.dataset.drawn"
 WIDTH, HEIGHT = 1200, 900
@@ -40,7 +43,8 @@ class Browser:
         self.driver.get(page.as_uri())
         until = time.monotonic() + SECONDS_TO_DRAW
         while self.run(DRAWN) is None:
-            assert time.monotonic() < until, f"the plots were not drawn: {self.complaints()}"
+            if time.monotonic() > until:
+                raise TimeoutError(f"the plots were not drawn: {self.complaints()}")
             time.sleep(0.02)
 
     def show(self, width: int = WIDTH, theme: str = "light") -> None:
@@ -53,6 +57,13 @@ class Browser:
     def run(self, script: str, *arguments: object) -> Any:
         """Return what a script returns in the page; a promise is waited for."""
         return self.driver.execute_script(script, *arguments)
+
+    def picture(self, width: int, top: int, height: int) -> bytes:
+        """Return a part of the page as PNG."""
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
+        command = {"captureBeyondViewport": True, "clip": clip}
+        taken: dict[str, str] = self.driver.execute_cdp_cmd("Page.captureScreenshot", command)
+        return base64.b64decode(taken["data"])
 
     def complaints(self) -> list[str]:
         """What was written to the console since the last look."""
@@ -70,8 +81,8 @@ class Browser:
 @contextlib.contextmanager
 def open_browser() -> Iterator[Browser]:
     """Start Chromium, and end it."""
-    assert CHROMIUM is not None
-    assert DRIVER is not None
+    assert CHROMIUM is not None, NO_BROWSER
+    assert DRIVER is not None, NO_BROWSER
     options = Options()
     options.binary_location = CHROMIUM
     for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):

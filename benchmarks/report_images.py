@@ -1,0 +1,68 @@
+"""The pictures of reports in docs/images/: `python -m benchmarks.report_images RUN_DIR OTHER_RUN_DIR...`.
+
+The first run's page is shown in light, in dark and on a narrow screen, and that of all runs in light. Chromium and
+chromedriver are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.browser import NO_BROWSER, Browser, open_browser
+from benchmarks.page import ROOT
+from lowmem_seq.files import write_text, writing
+from lowmem_seq.report.page import run_page, runs_page
+from lowmem_seq.runs.folder import RunFolder
+
+FOLDER = ROOT / "docs" / "images"
+WIDE, NARROW = 1180, 375
+LARGEST_BYTES = 300_000
+COLOURS = 128
+"""A picture of a page needs no more, and is a third as large."""
+TOP_OF = "return document.getElementById(arguments[0]).getBoundingClientRect().top + scrollY"
+HEIGHT_OF_PAGE = "return document.documentElement.scrollHeight"
+
+
+def take(browser: Browser, name: str, width: int, height: int, begin: str = "") -> None:
+    """Put a picture of the page that is shown, from the top of an element on, into the folder."""
+    top = round(browser.run(TOP_OF, begin)) - 12 if begin else 0
+    most = int(browser.run(HEIGHT_OF_PAGE)) - top
+    picture = Image.open(io.BytesIO(browser.picture(width, top, min(height, most)))).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    if len(buffer.getvalue()) > LARGEST_BYTES:
+        raise SystemExit(f"{name} has {len(buffer.getvalue()):,} bytes, more than {LARGEST_BYTES:,}")
+    with writing(FOLDER / name) as file:
+        file.write(buffer.getvalue())
+
+
+def main() -> None:
+    """Make the pages, and the pictures of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    runs = [RunFolder(path) for path in parser.parse_args().runs]
+    if NO_BROWSER is not None:
+        raise SystemExit(NO_BROWSER)
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
+        one, several = Path(folder) / "one.html", Path(folder) / "several.html"
+        write_text(one, run_page(runs[0]))
+        write_text(several, runs_page(runs))
+        browser.open(one, WIDE)
+        take(browser, "report-light.png", WIDE, 1200)
+        take(browser, "report-test.png", WIDE, 1500, begin="test")
+        browser.open(one, WIDE, "dark")
+        take(browser, "report-dark.png", WIDE, 1500, begin="machine")
+        browser.open(one, NARROW)
+        take(browser, "report-narrow.png", NARROW, 1500)
+        browser.open(several, WIDE)
+        take(browser, "report-several.png", WIDE, 1200)
+
+
+if __name__ == "__main__":
+    main()
