@@ -37,37 +37,20 @@ class Compared(NamedTuple):
 
 def tiles(summary: Summary, history: History) -> list[Tile]:
     """Return what is known of a run in large figures."""
-    told = [
-        _accuracy(summary),
-        _loss(summary),
-        _progress(summary),
-        _time(summary),
-        _speed(summary),
-        _memory(summary),
-    ]
+    told = [_quality(summary), _progress(summary), _time(summary, history), _speed(summary), _memory(summary)]
     if history.repeated_steps or summary["restarts"]:
         again = f"{history.repeated_steps:,} steps done again" if history.repeated_steps else ""
         told.append(Tile("restarts", f"{summary['restarts']:,}", again))
     return [tile for tile in told if tile is not None]
 
 
-def _accuracy(summary: Summary) -> Tile | None:
-    if summary["test_accuracy"] is not None:
-        return Tile("test accuracy", f"{summary['test_accuracy']:.2%}")
-    if summary["val_accuracy"] is not None:
-        return Tile("validation accuracy", f"{summary['val_accuracy']:.2%}", "not tested yet")
-    return None
-
-
-def _loss(summary: Summary) -> Tile | None:
-    for name, title in (
-        ("test_loss", "test loss"),
-        ("val_loss", "validation loss"),
-        ("train_loss", "training loss"),
-    ):
-        if summary[name] is not None:
-            return Tile(title, f"{summary[name]:.4f}")
-    return None
+def _quality(summary: Summary) -> Tile | None:
+    """Return accuracy and loss of the part that counts most of those that are known."""
+    for part, title in (("test", "test accuracy"), ("val", "validation accuracy")):
+        accuracy, loss = summary[f"{part}_accuracy"], summary[f"{part}_loss"]
+        if accuracy is not None:
+            return Tile(title, f"{accuracy:.2%}", "" if loss is None else f"loss {loss:.4f}", accuracy)
+    return None if summary["train_loss"] is None else Tile("training loss", f"{summary['train_loss']:.4f}")
 
 
 def _progress(summary: Summary) -> Tile | None:
@@ -80,12 +63,11 @@ def _progress(summary: Summary) -> Tile | None:
     )
 
 
-def _time(summary: Summary) -> Tile | None:
-    seconds = summary["wall_seconds"]
-    if seconds is None:
+def _time(summary: Summary, history: History) -> Tile | None:
+    if summary["wall_seconds"] is None:
         return None
-    sessions = summary["sessions"]
-    return Tile("time in the trainer", format_seconds(seconds), f"{sessions:,} session{'s' * (sessions != 1)}")
+    sessions = len(history.clock.session_starts) + 1
+    return Tile("time", format_seconds(summary["wall_seconds"]), f"in {sessions:,} session{'s' * (sessions > 1)}")
 
 
 def _speed(summary: Summary) -> Tile | None:

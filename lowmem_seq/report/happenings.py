@@ -9,7 +9,7 @@ from lowmem_seq.runs.events import Event
 from lowmem_seq.text import harmless
 from lowmem_seq.units import format_bytes, format_seconds
 
-Kind = Literal["began", "ended", "died", "smaller", "larger", "paused", "machines", "note"]
+Kind = Literal["began", "ended", "died", "memory", "smaller", "larger", "paused", "machines", "note"]
 LONGEST_SENTENCE = 400
 
 
@@ -70,7 +70,7 @@ def _ended(event: Event) -> Told:
 def _restarted(event: Event) -> Told:
     death, most = event.get("deaths_in_a_row"), event.get("max_restarts")
     count = "" if death is None or most is None else f" ({death} in a row of {most} at the most)"
-    return "died", f"The trainer was started again{count}: {_cause(event, 'it did not say why')}"
+    return "began", f"The trainer was started again{count}: {_cause(event, 'it did not say why')}"
 
 
 def _changed_setting(event: Event) -> Told:
@@ -98,7 +98,7 @@ def _is_larger(event: Event) -> bool:
 def _out_of_memory(event: Event) -> Told:
     held = event.get("held_bytes")
     told = f"Memory ran out at step {int(event['step']):,}" + ("" if held is None else f", at {format_bytes(held)}")
-    return "died", f"{told}; {'all was saved' if event.get('saved') else 'nothing could be saved'}."
+    return "memory", f"{told}; {'all was saved' if event.get('saved') else 'nothing could be saved'}."
 
 
 def _paused(event: Event) -> Told:

@@ -22,7 +22,7 @@ BY_STEP = {
     "test": ("test_loss", "test_accuracy"),
 }
 """Figures of an event that are curves over the steps."""
-BY_TIME = {"train": ("images_per_second",), "memory": ("tree_bytes", "cap_bytes")}
+BY_TIME = {"train": ("images_per_second",), "memory": ("tree_bytes", "peak_tree_bytes", "cap_bytes")}
 """Figures of an event that are curves over the run's own time."""
 KEPT = ("planned", "session_started", "test")
 CHANGES = ("setting_changed", "micro_batch_changed")

@@ -22,10 +22,9 @@ KNOWN = {
 def test_tiles_tell_what_is_known_and_nothing_else() -> None:
     told = {tile.title: (tile.value, tile.note, tile.share) for tile in tiles(KNOWN, History())}
     assert told == {
-        "validation accuracy": ("50.00%", "not tested yet", None),
-        "validation loss": ("1.2500", "", None),
+        "validation accuracy": ("50.00%", "loss 1.2500", 0.5),
         "steps": ("30 of 60", "epoch 3", 0.5),
-        "time in the trainer": ("1 min 15 s", "2 sessions", None),
+        "time": ("1 min 15 s", "in 1 session", None),
         "images/s": ("90", "cpu, fp32", None),
         "peak RAM": ("600 B", "60% of the cap of 1.00 KB", 0.6),
         "restarts": ("1", "", None),
@@ -33,9 +32,11 @@ def test_tiles_tell_what_is_known_and_nothing_else() -> None:
     assert tiles(UNKNOWN, History()) == []
 
 
-def test_a_test_counts_more_than_a_validation() -> None:
-    told = [tile.title for tile in tiles({**KNOWN, "test_accuracy": 0.6, "test_loss": 1.0}, History())]
-    assert told[:2] == ["test accuracy", "test loss"]
+def test_a_test_counts_more_than_a_validation_and_that_more_than_training() -> None:
+    trained = {**UNKNOWN, "train_loss": 2.0}
+    assert tiles(trained, History()) == [("training loss", "2.0000", "", None)]
+    tested = {**KNOWN, "test_accuracy": 0.6, "test_loss": 1.0}
+    assert tiles(tested, History())[0] == ("test accuracy", "60.00%", "loss 1.0000", 0.6)
 
 
 def test_what_was_predicted_stands_beside_what_came() -> None:

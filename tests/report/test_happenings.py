@@ -31,7 +31,7 @@ NO_ROOM = {"what": "the checkpoint of step 40", "cause": "No space left on devic
         ),
         (
             {"event": "trainer_restarted", "cause": "killed", "deaths_in_a_row": 2, "max_restarts": 10},
-            "died",
+            "began",
             "The trainer was started again (2 in a row of 10 at the most): killed",
         ),
         (
@@ -46,7 +46,7 @@ NO_ROOM = {"what": "the checkpoint of step 40", "cause": "No space left on devic
         ),
         (
             {"event": "out_of_memory", "step": 5, "saved": True, "held_bytes": 10**9, "cause": "x"},
-            "died",
+            "memory",
             "Memory ran out at step 5, at 1.00 GB; all was saved.",
         ),
         ({"event": "paused", **NO_ROOM}, "paused", "Paused: the checkpoint of step 40: No space left on device"),

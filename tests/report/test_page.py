@@ -65,14 +65,15 @@ def figures_of(page: str) -> list[dict[str, Any]]:
     return figures
 
 
-def tell_a_story(run: RunFolder, *names: str) -> None:
-    """A run with everything in it, whose classes have these names."""
-    tell(run, "session_opened")
-    start_session(run, at=None)
-    tell(run, "planned", predicted_peak_bytes=500, predicted_images_per_second=90.0, micro_batch=16)
-    train_to(run, 20, learning_rate=0.1, wall_seconds=1.0)
-    record_memory(run, tree=500, peak=600)
-    tell(run, "setting_changed", micro_batch_before=16, micro_batch=8, cause="memory was short")
+def tell_a_story(run: RunFolder) -> None:
+    """A run with everything in it: planned, begun, made smaller, died, gone on, finished."""
+    tell(run, "session_opened", at=1000.0)
+    tell(run, "planned", at=1005.0, predicted_peak_bytes=500, predicted_images_per_second=90.0, micro_batch=16)
+    start_session(run, at=1010.0)
+    train_to(run, 20, learning_rate=0.1, wall_seconds=1.0, at=1030.0)
+    record_memory(run, tree=500, peak=600, at=1040.0)
+    changed = {"micro_batch_before": 16, "micro_batch": 8, "cause": "memory was short"}
+    tell(run, "setting_changed", at=1041.0, **changed)
     restart(run, "the trainer was ended by SIGKILL")
     start_session(run, step=20)
     finish(run)

@@ -78,7 +78,7 @@ def test_learning_is_drawn_and_told(run: RunFolder) -> None:
 def test_memory_has_its_cap_and_the_changes_on_its_curve(run: RunFolder) -> None:
     figure = named(machine_figures(history_of_a_story(run)))["memory"]
     drawn = traces(figure)
-    assert list(drawn) == ["held", "cap", "computes smaller", "computes larger"]
+    assert list(drawn) == ["held", "highest of the session", "cap", "computes smaller", "computes larger"]
     assert set(drawn["cap"]["y"]) == {1.0}
     assert (drawn["computes smaller"]["x"], drawn["computes smaller"]["y"]) == ([80.0], [0.3])
     assert "(memory was<br>short)" in drawn["computes smaller"]["text"][0]

@@ -33,6 +33,7 @@ SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE}
 SPENT_COLOURS = {"training": BLUE, "evaluation": GREEN, "saving": VIOLET, "waiting": ORANGE, "starting": GREY}
 LANES: dict[str, tuple[str, str, str]] = {
     "died": ("died", "x", RED),
+    "memory": ("memory ran out", "hexagon", RED),
     "smaller": ("computes smaller", "triangle-down", ORANGE),
     "larger": ("computes larger", "triangle-up", GREEN),
     "machines": ("other machines", "diamond", VIOLET),
@@ -48,20 +49,22 @@ def machine_figures(history: History) -> list[Figure]:
 
 
 def _memory(history: History) -> Figure | None:
-    held, caps = history.by_time["tree_bytes"], history.by_time["cap_bytes"]
+    held, peaks, caps = (history.by_time[f"{name}_bytes"] for name in ("tree", "peak_tree", "cap"))
     if not held:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    highest, cap_bytes = max(point.y for point in held), first_and_last(caps)[1].y if caps else 0.0
+    highest, cap_bytes = max(point.y for point in (*held, *peaks)), first_and_last(caps)[1].y if caps else 0.0
     scale, bytes_name = (1e9, "GB") if max(highest, cap_bytes) >= 1e9 else (1e6, "MB")
     dashed = {"color": RED, "width": 2, "dash": "dash", "shape": "hv"}
+    dotted = {"color": GREY, "width": 2, "dash": "dot", "shape": "hv"}
     data = [
         curve("held", held, BLUE, unit_seconds, scale, fill="tozeroy", fillcolor="var(--blue-fill)"),
+        curve("highest of the session", peaks, GREY, unit_seconds, scale, line=dotted),
         curve("cap", caps, RED, unit_seconds, scale, line=dashed),
         *_changes(list(history.marks), list(held), unit_seconds, scale),
     ]
     of_the_cap = f", {highest / cap_bytes:.0%} of the cap of {format_bytes(round(cap_bytes))}" if cap_bytes else ""
-    text = f"When it was looked at, the run held {format_bytes(round(highest))} at the most{of_the_cap}. "
+    text = f"All processes of the run held {format_bytes(round(highest))} at the most{of_the_cap}. "
     layout = axes(f"{unit} that the run was alive", f"resident memory, {bytes_name}", hoverformat=".4~g")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("memory", "Memory under its cap", text + _told_changes(history), data, layout, 320, is_wide=True)
@@ -141,13 +144,14 @@ def timeline_figure(history: History) -> Figure | None:
         chosen = [one for one in history.happenings if one.kind == kind and one.at is not None]
         if chosen:
             texts = [f"{clock_text(one.at)}: {one.text}" for one in chosen]
-            data.append(_marks(kind, [clock_text(one.at) for one in chosen], [name] * len(chosen), texts))
+            marks = _marks(kind, [clock_text(one.at) for one in chosen], [name] * len(chosen), texts)
+            data.append({**marks, "showlegend": False})  # its lane has its name
     lanes = ["the run", *dict.fromkeys(lane for trace in data for lane in trace["y"] if lane != "the run")]
     sessions = len(history.clock.session_starts) + 1
     died = sum(one.kind == "died" for one in history.happenings)
     text = (
         f"From {clock_text(spans[0].begin)} to {clock_text(spans[-1].end)}, in {sessions} "
-        f"session{'s' * (sessions > 1)}; its trainer died or ran out of memory {_times(died)}."
+        f"session{'s' * (sessions > 1)}; its trainer died {_times(died)}."
     )
     layout = {
         "xaxis": {"type": "date"},

@@ -15,6 +15,7 @@ MOST_IN_A_MATRIX = 120
 """With more classes a page would hold ten thousands of numbers, in cells too small to see."""
 MOST_CONFUSIONS = 10
 LONGEST_NAME = 60
+HIGHEST = 760
 LARGEST_COUNT = 2**53
 """Of pictures; JavaScript has no larger whole numbers."""
 
@@ -103,7 +104,7 @@ def _class_accuracies(outcome: Outcome) -> Figure:
         )
     if len(known) > len(shown):
         text += f" The {len(shown)} hardest of {len(known)} classes are shown."
-    return Figure("classes", "Accuracy by class", text, [trace], layout, 110 + 22 * len(shown))
+    return Figure("classes", "Accuracy by class", text, [trace], layout, _height(outcome))
 
 
 def _matrix(outcome: Outcome) -> Figure:
@@ -130,7 +131,12 @@ def _matrix(outcome: Outcome) -> Figure:
         "yaxis": {**_named(outcome.classes), "title": {"text": "is"}, "autorange": "reversed"},
         "hovermode": "closest",
     }
-    return Figure("confusion", "Confusion matrix", text, [trace], layout, min(760, 210 + 34 * count))
+    return Figure("confusion", "Confusion matrix", text, [trace], layout, _height(outcome))
+
+
+def _height(outcome: Outcome) -> int:
+    """Return the pixels of both plots, which stand side by side."""
+    return min(HIGHEST, 210 + 34 * len(outcome.classes))
 
 
 def _named(names: list[str]) -> dict[str, Any]:

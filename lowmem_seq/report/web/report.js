@@ -154,7 +154,7 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => {
   showTheme(themeOnScreen || "light");
-  drawAll();
+  drawAll().then(() => figures.forEach((figure) => Plotly.Plots.resize(figure.name)));
 });
 
 drawAll().then(() => root.setAttribute("data-drawn", String(figures.length)));
