@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kills import PROGRAM
-from benchmarks.page import describe_machine, machine
+from benchmarks.page import commit, describe_machine, machine, put_between_marks
 from lowmem_seq.config import load_preset, validate
 from lowmem_seq.runs.folder import RunFolder, create_run
 from lowmem_seq.units import format_bytes
 
-EVENTS = 100_000
+EVENTS = (1_000, 100_000)
 TIMES = 3
 CLASSES = [f"class {index}" for index in range(10)]
 BATCH, TRAIN_IMAGES = 128, 45_000
@@ -104,20 +104,36 @@ def measure(run: RunFolder, page: Path) -> tuple[float, int]:
     return time.monotonic() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def table(measured: dict[int, list[tuple[float, int]]], page_bytes: dict[int, int]) -> str:
+    """Return what was measured, by the number of events, as Markdown."""
+    lines = ["| events | time, fastest | slowest | highest memory | page |", "|---:|---:|---:|---:|---:|"]
+    lines += [
+        f"| {count:,} | {min(one[0] for one in runs):.2f} s | {max(one[0] for one in runs):.2f} s "
+        f"| {format_bytes(max(one[1] for one in runs))} | {format_bytes(page_bytes[count])} |"
+        for count, runs in measured.items()
+    ]
+    told = f"`python -m benchmarks.report` at {commit()}; n = {TIMES} of each; {describe_machine(machine())}."
+    return "\n".join([*lines, "", told])
+
+
 def main() -> None:
-    """Measure, print, and fail where it takes more than was asked for."""
+    """Measure, put it into docs/results.md, and fail where it takes more than was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--print-only", action="store_true", help="write no file")
     options = parser.parse_args()
+    measured: dict[int, list[tuple[float, int]]] = {}
+    page_bytes: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        run, page = make_run(Path(folder) / "run", options.events), Path(folder) / "report.html"
-        measured = [measure(run, page) for _ in range(TIMES)]
-        size_bytes = page.stat().st_size
-    seconds, peak_bytes = min(one for one, _ in measured), max(one for _, one in measured)
-    print(
-        f"{options.events:,} events: {seconds:.2f} s, {format_bytes(peak_bytes)} at its peak, "
-        f"a page of {format_bytes(size_bytes)} (n = {TIMES})\n{describe_machine(machine())}"
-    )
+        page = Path(folder) / "report.html"
+        for count in EVENTS:
+            run = make_run(Path(folder) / str(count), count)
+            measured[count] = [measure(run, page) for _ in range(TIMES)]
+            page_bytes[count] = page.stat().st_size
+    text = table(measured, page_bytes)
+    print(text)
+    if not options.print_only:
+        put_between_marks("report", text)
+    seconds, peak_bytes = min(one for one, _ in measured[EVENTS[-1]]), max(one for _, one in measured[EVENTS[-1]])
     if seconds > MOST_SECONDS or peak_bytes > MOST_BYTES:
         raise SystemExit(f"that is more than {MOST_SECONDS:.0f} s or {format_bytes(MOST_BYTES)}")
 

@@ -34,7 +34,6 @@ from lowmem_seq.report.summary import UNKNOWN, Summary, summarise
 from lowmem_seq.report.table import COLUMNS, rows
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.text import harmless
-from lowmem_seq.units import format_seconds
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -105,7 +104,6 @@ def run_page(run: RunFolder) -> str:
         happenings=[(clock_text(one.at), one.kind, one.text) for one in history.happenings],
         happenings_left_out=max(0, history.happening_count - MOST_HAPPENINGS),
         compared=predicted_and_actual(plan, summary, history),
-        spent=[(what, format_seconds(seconds)) for what, seconds in history.clock.spent.items() if seconds],
         confusions=[] if outcome is None else confusions(outcome),
         mistakes=mistakes,
         command=repeating_command(run, environment),
