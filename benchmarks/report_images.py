@@ -1,7 +1,7 @@
-"""The pictures of reports in docs/images/: `python -m benchmarks.report_images RUN_DIR OTHER_RUN_DIR...`.
+"""The pictures of reports in docs/images/: `python -m benchmarks.report_images LEARNED LIVED RUN_DIR...`.
 
-The first run's page is shown in light, in dark and on a narrow screen, and that of all runs in light. Chromium and
-chromedriver are needed.
+Of the first run what it learned is shown, in light and on a narrow screen; of the second what it lived through, in
+dark; and the page of the others. Chromium and chromedriver are needed.
 """
 
 from __future__ import annotations
@@ -44,23 +44,26 @@ def take(browser: Browser, name: str, width: int, height: int, begin: str = "") 
 def main() -> None:
     """Make the pages, and the pictures of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    runs = [RunFolder(path) for path in parser.parse_args().runs]
+    parser.add_argument("learned", type=Path, help="a run that was tested")
+    parser.add_argument("lived", type=Path, help="a run with crashes and changes of its setting")
+    parser.add_argument("several", nargs="+", type=Path, help="runs to compare")
+    options = parser.parse_args()
     if NO_BROWSER is not None:
         raise SystemExit(NO_BROWSER)
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
-        one, several = Path(folder) / "one.html", Path(folder) / "several.html"
-        write_text(one, run_page(runs[0]))
-        write_text(several, runs_page(runs))
-        browser.open(one, WIDE)
+        page = Path(folder) / "report.html"
+        write_text(page, run_page(RunFolder(options.learned)))
+        browser.open(page, WIDE)
         take(browser, "report-light.png", WIDE, 1200)
         take(browser, "report-test.png", WIDE, 1500, begin="test")
-        browser.open(one, WIDE, "dark")
-        take(browser, "report-dark.png", WIDE, 1500, begin="machine")
-        browser.open(one, NARROW)
+        browser.open(page, NARROW)
         take(browser, "report-narrow.png", NARROW, 1500)
-        browser.open(several, WIDE)
+        write_text(page, run_page(RunFolder(options.lived)))
+        browser.open(page, WIDE, "dark")
+        take(browser, "report-dark.png", WIDE, 1600, begin="machine")
+        write_text(page, runs_page([RunFolder(path) for path in options.several]))
+        browser.open(page, WIDE)
         take(browser, "report-several.png", WIDE, 1200)
 
 

@@ -41,7 +41,6 @@ class Clock:
         """Seconds of it by what they went to."""
         self.session_starts: deque[float] = deque(maxlen=MOST_SPANS)
         """When sessions were opened after the first one, in the run's own time."""
-        self.began_at: float | None = None
         self.heard_at: float | None = None
         """When it was last heard of, in seconds since 1970."""
         self._spans: deque[Span] = deque(maxlen=MOST_SPANS)
@@ -61,7 +60,6 @@ class Clock:
         kind, at, before = event["event"], time_of(event), self.heard_at
         if at is not None:
             self.heard_at = at
-            self.began_at = at if self.began_at is None else self.began_at
             if before is not None and kind != "session_opened":
                 self._count(max(0.0, at - before))  # nothing, where the clock was set back
         if kind == "session_opened" and self.alive_seconds:
