@@ -59,7 +59,7 @@ def report(
         if run_dirs and len(runs) == 1:
             console.print(_page_beside(runs[0]))
         elif len(runs) > 1:
-            console.print(Text("curves: lowmem-seq report --html FILE", style="dim"))
+            console.print(Text("curves of all: the same with --html FILE", style="dim"))
 
 
 def _page_beside(run: RunFolder) -> Text:

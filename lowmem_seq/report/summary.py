@@ -189,7 +189,8 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
         UsageError: a path holds no run, or there is none at all.
     """
     for path in paths:
-        if not (path / "config.yaml").is_file():
+        run = RunFolder(path)
+        if not run.config_file.is_file() and not run.events.path.is_file():  # of a broken one either may be left
             raise UsageError(f"there is no run in {path}.", which_runs(path))
     folders = paths or sorted(
         (file.parent for file in root.glob("*/config.yaml")), key=lambda folder: folder.stat().st_mtime

@@ -75,7 +75,7 @@ def drawn_colour(browser: Browser, plot: str) -> str:
 
 def widest(browser: Browser) -> float:
     """The pixels of the widest plot."""
-    return max(plot.size["width"] for plot in browser.driver.find_elements(By.CLASS_NAME, "main-svg"))
+    return max(float(plot.size["width"]) for plot in browser.driver.find_elements(By.CLASS_NAME, "main-svg"))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -172,6 +172,10 @@ def break_config(run: RunFolder) -> None:
     write_text(run.config_file, "format_version: 9\n")
 
 
+def lose_config(run: RunFolder) -> None:
+    run.config_file.unlink()
+
+
 def break_plan(run: RunFolder) -> None:
     write_text(run.plan_file, "{")
 
@@ -188,6 +192,7 @@ def break_predictions(run: RunFolder) -> None:
     ("damage", "said"),
     [
         (break_config, "format version 9"),
+        (lose_config, "config.yaml can't be read"),
         (break_plan, "plan.json can't be read"),
         (break_events, "1 of 13 events are not as expected"),
         (break_predictions, "predictions.safetensors can't be used"),

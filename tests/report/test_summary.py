@@ -244,6 +244,15 @@ def test_every_run_under_the_root_is_found_oldest_first(tmp_path: Path) -> None:
     assert [run.path.name for run in find_runs([tmp_path / "middle"], tmp_path)] == ["middle"]
 
 
+def test_a_run_that_lost_its_settings_is_found_and_told_to_be_broken(run: RunFolder) -> None:
+    start_session(run)
+    run.config_file.unlink()
+    (found,) = find_runs([run.path], run.path)
+    (told,) = summarise_all([found])
+    assert told["state"].startswith("unreadable: ")
+    assert "config.yaml" in told["state"]
+
+
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
