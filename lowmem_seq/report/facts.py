@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowmem_seq.report.history import History
-from lowmem_seq.report.summary import Summary
+from lowmem_seq.report.summary import Summary, middle
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -90,23 +90,26 @@ def _share(part: float, whole: float | None) -> float | None:
     return min(1.0, max(0.0, part / whole)) if whole else None
 
 
-def predicted_and_actual(plan: dict[str, Any], summary: Summary, history: History) -> list[Compared]:
-    """Return what plan.json, or the last plan that the events tell of, foretold, beside what came."""
-    peak, rate = (_positive(plan.get(f"predicted_{name}")) for name in ("peak_bytes", "images_per_second"))
-    actual_peak, actual_rate, images = (
-        summary[name] for name in ("peak_tree_bytes", "images_per_second", "images_seen")
+def predicted_and_actual(plan: dict[str, Any], history: History) -> list[Compared]:
+    """Return what a plan foretold beside what came since it was made; what either lacks is left out."""
+    since = history.at_plan
+    peaks, rates = (
+        [point.y for point in history.by_time[name] if point.x >= since.seconds]
+        for name in ("peak_tree_bytes", "images_per_second")
     )
+    peak, rate = (_positive(plan.get(f"predicted_{name}")) for name in ("peak_bytes", "images_per_second"))
     compared = []
-    if peak and actual_peak:
-        compared.append(
-            Compared("peak RAM", format_bytes(round(peak)), format_bytes(actual_peak), _off(peak, actual_peak))
-        )
-    if rate and actual_rate:
-        compared.append(Compared("images/s", f"{rate:,.0f}", f"{actual_rate:,.0f}", _off(rate, actual_rate)))
-    trained = history.clock.spent["training"]
-    if rate and images and trained:
-        told = (format_seconds(images / rate), format_seconds(trained), _off(images / rate, trained))
-        compared.append(Compared(f"time to train on {images:,} images", *told))
+    if peak and peaks:
+        told = (format_bytes(round(peak)), format_bytes(round(max(peaks))), _off(peak, max(peaks)))
+        compared.append(Compared("peak RAM", *told))
+    if rate and rates:
+        usual = middle(rates)
+        compared.append(Compared("images/s", f"{rate:,.0f}", f"{usual:,.0f}", _off(rate, usual)))
+    images = (history.standing.steps_done - since.steps_done) * history.effective_batch
+    seconds = history.standing.training_seconds - since.training_seconds
+    if rate and images > 0 and seconds > 0:
+        told = (format_seconds(images / rate), format_seconds(seconds), _off(images / rate, seconds))
+        compared.append(Compared(f"time to train on {images:,.0f} images", *told))
     return compared
 
 

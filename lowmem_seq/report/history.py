@@ -42,6 +42,16 @@ class Mark(NamedTuple):
     text: str
 
 
+class Standing(NamedTuple):
+    """How far a run was at some moment."""
+
+    seconds: float = 0.0
+    """Of the run's own time."""
+    training_seconds: float = 0.0
+    steps_done: float = 0.0
+    """Those that were done again included."""
+
+
 class History:
     """What was seen so far; `take` it event by event, or have `listening` do so while another one reads.
 
@@ -58,9 +68,13 @@ class History:
         self.marks: deque[Mark] = deque(maxlen=MOST_HAPPENINGS)
         self.repeated_steps = 0
         """Steps that were done again, as a session ended after its last save."""
+        self.effective_batch = 0.0
+        """Images in a step."""
         self.epochs_per_step: float | None = None
         self.last: dict[str, Event] = {}
         """The last event of each kind in KEPT."""
+        self.at_plan = Standing()
+        """When the plan in force was made."""
         self.event_count = 0
         self.odd_count = 0
         """Events that are not as this release knows them."""
@@ -82,13 +96,22 @@ class History:
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
             self.odd_count += 1
 
+    @property
+    def standing(self) -> Standing:
+        """How far the run is now."""
+        spent = self.clock.spent["training"]
+        return Standing(self.clock.alive_seconds, spent, self._step + self.repeated_steps)
+
     def _take_figures(self, event: Event, at: float | None) -> None:
         kind = event["event"]
         if kind in KEPT:
             self.last[kind] = event
+        if kind == "planned":
+            self.at_plan = self.standing
         if kind == "session_started":
             self._go_on_after(_number(event["step"]))
-            self.epochs_per_step = _number(event["effective_batch"]) / _number(event["train_images"])
+            self.effective_batch = _number(event["effective_batch"])
+            self.epochs_per_step = self.effective_batch / _number(event["train_images"])
         if kind in BY_STEP:
             step = _number(event["step"])
             self._step = max(self._step, step)

@@ -39,12 +39,28 @@ def test_a_test_counts_more_than_a_validation_and_that_more_than_training() -> N
     assert tiles(tested, History())[0] == ("test accuracy", "60.00%", "loss 1.0000", 0.6)
 
 
-def test_what_was_predicted_stands_beside_what_came() -> None:
+def trained_twice() -> History:
+    """20 steps of 40 images by one plan, and 30, ten of them done again, by another one."""
     history = History()
-    history.take({"event": "session_started", "time_unix_seconds": 0.0, "step": 0})
-    history.take({"event": "train", "time_unix_seconds": 15.0, "step": 30})
+    figures = {"train_loss": 1.0, "learning_rate": 0.1}
+    started = {"event": "session_started", "effective_batch": 40, "train_images": 400}
+    for at, event in (
+        (0.0, {"event": "planned"}),
+        (10.0, {**started, "step": 0}),
+        (20.0, {"event": "train", "step": 20, "images_per_second": 200.0, **figures}),
+        (20.0, {"event": "memory", "tree_bytes": 900, "peak_tree_bytes": 900, "cap_bytes": 1000}),
+        (30.0, {"event": "planned"}),
+        (30.0, {**started, "step": 10}),
+        (45.0, {"event": "train", "step": 40, "images_per_second": 90.0, **figures}),
+        (45.0, {"event": "memory", "tree_bytes": 500, "peak_tree_bytes": 600, "cap_bytes": 1000}),
+    ):
+        history.take({"time_unix_seconds": at, **event})
+    return history
+
+
+def test_what_was_predicted_stands_beside_what_came_of_that_plan() -> None:
     plan = {"predicted_peak_bytes": 500, "predicted_images_per_second": 100.0}
-    assert predicted_and_actual(plan, KNOWN, history) == [
+    assert predicted_and_actual(plan, trained_twice()) == [
         ("peak RAM", "500 B", "600 B", "+20.0%"),
         ("images/s", "100", "90", "-10.0%"),
         ("time to train on 1,200 images", "12 s", "15 s", "+25.0%"),
@@ -53,7 +69,11 @@ def test_what_was_predicted_stands_beside_what_came() -> None:
 
 @pytest.mark.parametrize("plan", [{}, {"predicted_peak_bytes": "much", "predicted_images_per_second": 0}])
 def test_without_a_plan_nothing_is_compared(plan: dict[str, Any]) -> None:
-    assert predicted_and_actual(plan, KNOWN, History()) == []
+    assert predicted_and_actual(plan, trained_twice()) == []
+
+
+def test_before_anything_was_trained_nothing_is_compared() -> None:
+    assert predicted_and_actual({"predicted_images_per_second": 100.0}, History()) == []
 
 
 @pytest.mark.parametrize(

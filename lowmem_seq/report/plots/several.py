@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lowmem_seq.report.history import History
 from lowmem_seq.report.plots.figure import Figure, axes, curve, label, time_unit
 
 COLOURS = tuple(f"var(--{name})" for name in ("blue", "orange", "green", "red", "violet", "grey"))
+PLOT_HEIGHT, LEGEND_LINE_HEIGHT = 300, 20
 DASHES = ("solid", "dash", "dot", "dashdot")
 """After the colours, so that 24 runs are told apart."""
 BY_EPOCH = (
@@ -38,6 +40,12 @@ def _by_epoch(
     )
 
 
+def _legend_below(layout: dict[str, Any], count: int) -> tuple[dict[str, Any], int]:
+    """Return a layout with its legend below, where long names have room, and the height for it and the plot."""
+    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
+    return {**layout, "legend": below}, PLOT_HEIGHT + LEGEND_LINE_HEIGHT * -(-count // 2)
+
+
 def _memory(named: Sequence[tuple[str, History]]) -> Figure:
     unit_seconds, unit = time_unit(max((history.clock.alive_seconds for _, history in named), default=0.0))
     data = [
@@ -47,7 +55,7 @@ def _memory(named: Sequence[tuple[str, History]]) -> Figure:
     ]
     text = f"Resident memory of {len(data)} of {len(named)} runs; the table above has the peaks."
     layout = axes(f"{unit} that the run was alive", "resident memory, GB", hoverformat=".4~g")
-    return Figure("memory", "Memory", text, data, layout, 320)
+    return Figure("memory", "Memory", text, data, *_legend_below(layout, len(data)))
 
 
 def _style(index: int) -> dict[str, object]:

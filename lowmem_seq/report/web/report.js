@@ -57,7 +57,7 @@ function layoutOf(figure) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: "var(--ink)", size: 12, family: getComputedStyle(document.body).fontFamily },
-    margin: { l: 48, r: 14, t: figure.data.length > 1 ? 56 : 30, b: 40 },
+    margin: { l: 48, r: 14, t: figure.data.length > 1 && !figure.layout.legend ? 56 : 30, b: 40 },
     height: figure.height,
     hovermode: "x unified",
     dragmode: "zoom",
