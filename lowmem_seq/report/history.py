@@ -110,8 +110,9 @@ class History:
             self.at_plan = self.standing
         if kind == "session_started":
             self._go_on_after(_number(event["step"]))
-            self.effective_batch = _number(event["effective_batch"])
-            self.epochs_per_step = self.effective_batch / _number(event["train_images"])
+            self.effective_batch = _number(event.get("effective_batch", 0.0))
+            train_images = _number(event.get("train_images", 0.0))
+            self.epochs_per_step = self.effective_batch / train_images if train_images else None
         if kind in BY_STEP:
             step = _number(event["step"])
             self._step = max(self._step, step)

@@ -83,7 +83,7 @@ def test_changes_of_setting_are_marked(run: RunFolder) -> None:
         {"event": "train", "step": float("inf")},
         {"event": "train"},
         {"event": "memory", "tree_bytes": []},
-        {"event": "session_started", "step": 1, "effective_batch": 1, "train_images": 0},
+        {"event": "session_started", "step": 1, "effective_batch": "many"},
         {"event": "setting_changed", "micro_batch_before": None, "micro_batch": 3},
         {"event": "config_changed", "changes": [1]},
         {"event": "checkpoint", "seconds": "long", "time_unix_seconds": {}},
@@ -100,6 +100,13 @@ def test_an_odd_event_is_counted_and_hides_no_other(odd: dict[str, Any]) -> None
     assert history.odd_count == 1
     assert curve(history, "train_loss") == [(1, 2.0)]
     assert curve(history, "val_loss") == [(2, 2.0)]
+
+
+def test_a_start_that_an_earlier_release_told_less_of_is_none_the_less_one() -> None:
+    history = History()
+    history.take({"event": "session_started", "step": 0})
+    assert (history.odd_count, history.epochs_per_step) == (0, None)
+    assert [one.text for one in history.happenings] == ["Training began."]
 
 
 def many_events(count: int) -> list[Event]:
