@@ -41,7 +41,11 @@ def test_the_wheel_holds_the_package_and_every_preset(tmp_path: Path, compile_it
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"lowmem_seq/configs/{preset}.yaml" for preset in preset_names()} <= set(names)
-    packaged = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lowmem_seq").rglob("*.py")}
+    packaged = {
+        path.relative_to(ROOT).as_posix()
+        for ending in ("py", "html", "css", "js")  # the last three: the report's page
+        for path in (ROOT / "lowmem_seq").rglob(f"*.{ending}")
+    }
     assert packaged <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"lowmem_seq"}
     assert (LIBRARY in names) == (compile_it == "1")
