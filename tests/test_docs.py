@@ -88,7 +88,7 @@ def reads(line: str) -> bool:
     """Whether a command changes nothing, is quick, and is of the one run that lies there."""
     told = " ".join(line.split()[1:3])
     is_known = any(told == name or told.startswith(f"{name} ") for name in READING)
-    return is_known and not {"RUN_DIR", "--host", "--help"} & set(line.split())
+    return is_known and not {"RUN_DIR", "--host", "--help", "--html"} & set(line.split())
 
 
 ALL_COMMANDS = sorted({command for page in PAGES for command in commands(page)} - {INSTALLING})

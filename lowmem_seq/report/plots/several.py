@@ -35,9 +35,8 @@ def _by_epoch(
         if history.by_step[name] and history.epochs_per_step
     ]
     text = f"{title} of {len(data)} of {len(named)} runs by the epoch; the table above has where each came to."
-    return Figure(
-        name.replace("_", "-"), title, text, data, axes("epoch", what, rangemode="normal", **y_settings), 320
-    )
+    layout = axes("epoch", what, rangemode="normal", **y_settings)
+    return Figure(name.replace("_", "-"), title, text, data, *_legend_below(layout, len(data)))
 
 
 def _legend_below(layout: dict[str, Any], count: int) -> tuple[dict[str, Any], int]:
