@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report import invented_events
 from lowmem_seq.files import write_json, write_text
 from lowmem_seq.report.page import run_page, runs_page
+from lowmem_seq.report.plots.outcome import MOST_IN_A_MATRIX
 from lowmem_seq.runs.folder import RunFolder
 from tests.builders import NEEDS_LINKS
 from tests.report.builders import finish, record_memory, restart, start_session, tell, train_to
@@ -215,6 +217,20 @@ def test_a_folder_with_a_link_is_not_read(run: RunFolder) -> None:
     page = run_page(run)
     assert "is a link" in Texts(page).text
     assert figures_of(page) == []
+
+
+def test_the_largest_page_is_not_too_large(run: RunFolder) -> None:
+    classes = [f"{index} {'x' * 1000}" for index in range(MOST_IN_A_MATRIX)]
+    for event in invented_events(6_000):
+        run.events.append(event.pop("event"), **{key: value for key, value in event.items() if "time" not in key})
+    count = len(classes)
+    tell(run, "session_started", step=0, classes=classes, effective_batch=40, train_images=400)
+    figures = {"class_accuracies": [0.123456] * count, "confusion": [[123] * count] * count}
+    tell(run, "test", step=60, test_loss=1.0, test_accuracy=0.5, **figures)
+    write_predictions(run.path, classes, mistakes=24, side=96)
+    page = run_page(run)
+    assert [figure["name"] for figure in figures_of(page)][-1] == "confusion"
+    assert len(page.encode()) < LARGEST_PAGE_BYTES
 
 
 def test_several_runs_share_a_page(run: RunFolder, tmp_path: Any) -> None:
