@@ -13,7 +13,7 @@ from typing import Protocol
 
 SESSION_BUS = "DBUS_SESSION_BUS_ADDRESS"
 NO_ANSWER = {
-    "linux": "there is no desktop session that could be asked to (by D-Bus)",
+    "linux": "there is no desktop session to ask (D-Bus)",
     "darwin": "caffeinate did not start",
     "win32": "SetThreadExecutionState refused",
 }

@@ -157,3 +157,11 @@ def test_the_ranks_are_shown_with_their_parts_of_a_step() -> None:
         "ranks   0  hp   cpu, fp32, 300 images/s: 96 of 128 images a step (by gloo)",
         "        1  mac  cpu, fp32, 100 images/s: 32 of 128 images a step",
     ]
+
+
+@pytest.mark.parametrize("assignment", ["machine.pause_on_battery=true", "machine.only_between=22-7"])
+def test_ranks_can_t_pause_one_by_one(assignment: str) -> None:
+    refuse_pauses(tiny_config().machine)
+    with pytest.raises(UsageError, match="none can pause by itself") as told:
+        refuse_pauses(tiny_config(assignment).machine)
+    assert told.value.hint == "--no-pause-on-battery --only-between always, or --mode laptop"
