@@ -33,11 +33,11 @@ from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import ERRORS_BY_EXIT_CODE
 from lowmem_seq.files import LARGEST_JSON_BYTES
 from lowmem_seq.runs.events import MOST_WAITING
+from lowmem_seq.runs.save_interval import LARGEST_SHARE, SECONDS_BETWEEN_CRASHES, SHORTEST_SECONDS
 from lowmem_seq.sections import Section, keys_of
 from lowmem_seq.supervisor.background import NICENESS
 from lowmem_seq.supervisor.power import SETTLE_SECONDS
 from lowmem_seq.supervisor.speed import PATIENCE_SECONDS, SLOW
-from lowmem_seq.training.saving import LARGEST_SHARE, SECONDS_BETWEEN_CRASHES, SHORTEST_SECONDS
 from lowmem_seq.units import format_seconds
 from tests.builders import end, make_run, start_python, tiny_config, train_here
 from tests.sessions import SECONDS_TO_A_SAFE_EXIT

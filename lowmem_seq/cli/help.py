@@ -115,7 +115,7 @@ def _write_flags(command: Any, ctx: Any, formatter: Any) -> None:
 def _records(members: list[Any], ctx: Any) -> list[tuple[str, str]]:
     """Return name and text of arguments or flags, as short as they can be said.
 
-    That an argument is required is said by the usage, and the bounds of a number by the error that it is beyond them.
+    That an argument is required is said by the usage, and the bounds of a number by the error of one beyond them.
     """
     records = [member.get_help_record(ctx) for member in members]
     return [(_SWITCH.sub(r"--[no-]\1", name), _NOISE.sub("", text).strip()) for name, text in filter(None, records)]

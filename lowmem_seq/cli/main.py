@@ -24,6 +24,7 @@ from lowmem_seq.cli.status import status
 from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.cli.train import resume, train
 from lowmem_seq.cli.verify import verify
+from lowmem_seq.cli.watch import watch
 from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError, UsageError, nearest
 
@@ -72,7 +73,7 @@ def _options(
     """Options before the command."""
 
 
-for command in (train, resume, status, plan, report, verify, predict, export, doctor, token):
+for command in (train, resume, status, watch, plan, report, verify, predict, export, doctor, token):
     app.command(cls=Command)(command)
 app.command("eval", cls=Command)(eval_)
 app.add_typer(data_app, name="data")

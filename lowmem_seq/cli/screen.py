@@ -11,18 +11,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.laptop import describe, describe_briefly, describe_pause
+from lowmem_seq.cli.happenings import happening
+from lowmem_seq.cli.laptop import describe_briefly
 from lowmem_seq.cli.terminal import can_redraw, harmless
 from lowmem_seq.config import RunConfig
 from lowmem_seq.memory.plan import Plan
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.runs.time_left import TimeLeft
 from lowmem_seq.supervisor.child import Message
 from lowmem_seq.units import format_bytes, format_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWS = 0.5
-
-SETTING_WORDS = {"micro_batch": "micro-batch", "workers": "workers", "recomputed_layers": "layers computed twice"}
 
 
 class SessionScreen:
@@ -43,13 +43,14 @@ class SessionScreen:
         self._plan: Plan | None = None
         self._live: Live | None = None
         self._activity = "starting"
-        self._step = self._total_steps = self._first_step = 0
+        self._step = self._total_steps = 0
+        self._time_left = TimeLeft(config)
         self._epoch = self._epochs = 0.0
         self._figures: dict[str, float] = {}
         self._memory = (0, 0, 0)
-        self._began = self._saved_at = self._line_at = self._drawn_at = time.monotonic()
+        self._saved_at = self._line_at = self._drawn_at = time.monotonic()
         self._saved_step: int | None = None
-        self._stopping = self._waiting = False
+        self._stopping = False
         self._packing = ""
         self._probing = False
         self._peers: list[dict[str, Any]] = []
@@ -71,16 +72,19 @@ class SessionScreen:
     def show(self, message: Message) -> None:
         """Take in what a child said, and show it."""
         handler = getattr(self, f"_on_{message.get('event')}", None)
-        said = describe(message)
+        if "event" in message:
+            self._time_left.take(message)
+        told = happening(message, self._run.path) if "event" in message else None
         if handler is not None:
             handler(message)
-        elif said is not None:
-            (self._warn if said.is_warning else self._line)(said.text)
-        self._refresh(force=(handler or said) is not None and message.get("event") != "progress")
+        if told is not None:
+            (self._warn if told.is_warning else self._line)(told.text)
+        self._refresh(force=(handler is not None or told is not None) and message["event"] != "progress")
 
     def show_plan(self, plan: Plan) -> None:
         """Take in the plan that the session will follow."""
         self._plan = plan
+        self._time_left.take({"event": "planned", **plan.to_json()})
 
     def show_memory(self, tree: int, peak: int, cap: int) -> None:
         """Show what the process tree holds, its peak, and its cap, all in bytes."""
@@ -115,17 +119,13 @@ class SessionScreen:
         self._line("memory and speed are known from before (lowmem-seq plan --fresh measures them anew)")
 
     def _on_session_started(self, message: Message) -> None:
-        self._first_step = self._step = int(message["step"])
+        self._step = int(message["step"])
         self._total_steps, self._epochs = int(message["total_steps"]), float(message["epochs"])
         self._epoch = self._step / self._total_steps * self._epochs
-        self._began = self._saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
         self._saved_step = self._step if message.get("resumed", self._step) else None
-        self._waiting, self._activity = False, "training"
+        self._activity = "training"
         self._line(self._headline(message))
-
-    def _on_initial_weights(self, message: Message) -> None:
-        head = "; the head is drawn anew, for the classes are other ones" if message["head_drawn_anew"] else ""
-        self._line(f"begins with the weights of {message['path']}{head}")
 
     def _on_progress(self, message: Message) -> None:
         self._take_step(message)
@@ -143,66 +143,24 @@ class SessionScreen:
     def _on_validation(self, message: Message) -> None:
         self._activity = "training"
         self._figures["val_accuracy"] = float(message["val_accuracy"])
-        self._line(
-            f"epoch {message['epoch']:.0f}: validation accuracy {message['val_accuracy']:.2%}, "
-            f"loss {message['val_loss']:.4f}"
-        )
 
     def _on_checkpoint(self, message: Message) -> None:
         self._saved_at, self._saved_step = time.monotonic(), int(message["step"])
 
-    def _on_checkpoint_passed_over(self, message: Message) -> None:
-        self._warn(message["message"])
-
-    def _on_checkpoint_recovered(self, message: Message) -> None:
-        self._line(message["message"])
-
-    def _on_trainer_restarted(self, message: Message) -> None:
-        self._warn(
-            f"{message['cause']}; another one starts in {format_seconds(message['wait_seconds'])} "
-            f"from the newest checkpoint (restart {message['deaths_in_a_row']} of at most "
-            f"{message['max_restarts']} without a save in between)"
-        )
+    def _on_trainer_restarted(self, _message: Message) -> None:
         self._activity = "starting again"
 
-    def _on_pausing(self, message: Message) -> None:
+    def _on_pausing(self, _message: Message) -> None:
         self._activity = "pausing: saving the last complete step"
-        self._line(f"pausing: {message['cause']}; saving the last complete step")
 
     def _on_paused(self, message: Message) -> None:
         if "waits_for" in message:
-            waits_for, until = message["waits_for"], message.get("until_unix_seconds")
-            self._waiting, self._activity = True, describe_briefly(waits_for, until)
-            self._line(f"paused: {describe_pause(message['cause'], waits_for, until)}")
-            return
-        self._activity = f"paused, {message['what']} can't be written: {message['cause']}"
-        self._warn(
-            f"paused: {message['what']} can't be written: {message['cause']} "
-            f"({format_bytes(message['free_bytes'])} are free on {self._run.path}); what was saved before stands; "
-            f"next try in {format_seconds(message['next_try_seconds'])}, or as soon as there is more room"
-        )
+            self._activity = describe_briefly(message["waits_for"], message.get("until_unix_seconds"))
+        else:
+            self._activity = f"paused, {message['what']} can't be written: {message['cause']}"
 
     def _on_unpaused(self, message: Message) -> None:
-        if "what" not in message:
-            self._activity = "starting again"
-            self._line(f"going on after a pause of {format_seconds(message['seconds'])}")
-            return
-        self._activity = "training"
-        self._line(f"{message['what']} is written after {format_seconds(message['seconds'])}; going on")
-
-    def _on_setting_changed(self, message: Message) -> None:
-        told = ", ".join(
-            f"{words} {message[f'{name}_before']} -> {message[name]}"
-            for name, words in SETTING_WORDS.items()
-            if message[name] != message[f"{name}_before"]
-        )
-        self._line(f"{told}: {message['cause']}")
-
-    def _on_setting_kept(self, message: Message) -> None:
-        self._warn(message["cause"])
-
-    def _on_leak_noticed(self, message: Message) -> None:
-        self._warn(message["message"])
+        self._activity = "training" if "what" in message else "starting again"
 
     # What the ranks of a world say.
 
@@ -233,50 +191,12 @@ class SessionScreen:
             self._line(describe_peers(peers))
         self._peers = peers
 
-    def _on_peer_lost(self, message: Message) -> None:
-        if message["cause"] in ("finished", "stopped"):
-            self._line(f"{message['name']} has {message['cause']}")
-        else:
-            self._warn(f"{message['name']} is gone: {message['cause']}; what it had on lease goes to the others")
-
     def _on_joining(self, _message: Message) -> None:
         self._activity = "waiting for the weights that all share"
         self._line(self._activity)
 
-    def _on_refused(self, message: Message) -> None:
-        self._warn(
-            f"{message['name']} was not let in: its {message['field']} is another one; it was told what to do"
-        )
-
-    def _on_hub_not_saved(self, message: Message) -> None:
-        self._warn(f"the common weights could not be saved: {message['message']}")
-
-    def _on_hub_failed(self, message: Message) -> None:
-        self._warn(f"{message['cause']}, and is not started again; each machine goes on alone")
-
-    def _on_hub_restarted(self, message: Message) -> None:
-        self._warn(f"{message['cause']}; it was started again")
-
     def _on_member_alone(self, _message: Message) -> None:
         self._peers = []
-        self._warn("the host is gone; this machine trains on alone, and dials again and again")
-
-    def _on_member_refused(self, message: Message) -> None:
-        self._warn(f"{message['cause']}; this machine goes on alone")
-
-    def _on_member_begins_anew(self, message: Message) -> None:
-        self._warn(f"this machine begins anew at the common weights: {message['cause']}")
-
-    def _on_member_reunion(self, message: Message) -> None:
-        self._on_reunion(message)
-
-    def _on_reunion(self, message: Message) -> None:
-        discarded = int(message.get("discarded", 0))
-        lost = f"; the work of {discarded:,} samples done apart is discarded" if discarded else ""
-        self._line(f"the machines have found each other again{lost}")
-
-    def _on_result_missing(self, _message: Message) -> None:
-        self._warn("the host is gone before it wrote the final weights; those of this machine are taken")
 
     def _take_step(self, message: Message) -> None:
         if not self._stopping:
@@ -304,12 +224,6 @@ class SessionScreen:
             lines.append(f"{verb} after step {self._step:,} of {self._total_steps:,}")
         return "\n".join(lines)
 
-    def _seconds_left(self) -> float | None:
-        done = self._step - self._first_step
-        if done <= 0 or self._waiting:
-            return None
-        return (time.monotonic() - self._began) / done * (self._total_steps - self._step)
-
     def _learning(self) -> list[str]:
         figures = self._figures
         parts = []
@@ -327,7 +241,7 @@ class SessionScreen:
 
     def _resources(self) -> list[str]:
         tree, _, cap = self._memory
-        left = self._seconds_left()
+        left = self._time_left.seconds()
         parts = []
         if cap:
             parts.append(f"RAM {format_bytes(tree)} of {format_bytes(cap)}")

@@ -67,16 +67,16 @@ def rows(standing: Status, now: float) -> list[tuple[str, RenderableType]]:
         ("state", state.append(Text(harmless(_why(standing, now), one_line=True), style="none"))),
     ]
     if figures["step"] is not None:
-        told.append(("step", _progress(standing)))
+        told.append(("step", progress(standing)))
     if figures["step"] and figures["total_steps"]:
         told.append(("", ProgressBar(figures["total_steps"], figures["step"], width=BAR_WIDTH)))
     told += [
         (label, value)
         for label, value in (
             ("time left", _time_left(standing)),
-            ("learning", _learning(standing)),
+            ("learning", learning(standing)),
             ("test", _test(standing)),
-            ("speed", _speed(standing)),
+            ("speed", speed(standing) and f"{speed(standing)} (most recent)"),
             ("with", _others(standing)),
             ("RAM", _memory(standing, now)),
             ("saved", _saved(standing, now)),
@@ -128,7 +128,8 @@ def _others(standing: Status) -> str:
     return "no other machine at present" if not count else f"{count} other machine{'s' * (count > 1)}"
 
 
-def _progress(standing: Status) -> str:
+def progress(standing: Status) -> str:
+    """Return how far a run is: steps and epochs."""
     figures = standing.figures
     total, told = figures["total_steps"], f"{figures['step']:,}"
     if total:
@@ -144,10 +145,14 @@ def _one_digit(number: float) -> str:
 
 
 def _time_left(standing: Status) -> str:
-    return "" if standing.eta_seconds is None else f"about {format_seconds(standing.eta_seconds)}"
+    left = standing.figures["eta_seconds"]
+    if left is None:
+        return ""
+    return f"about {format_seconds(left)}" + (", once it goes on" if standing.figures["state"] == "paused" else "")
 
 
-def _learning(standing: Status) -> str:
+def learning(standing: Status) -> str:
+    """Return loss and accuracy, as far as they are known."""
     figures = standing.figures
     told = [] if figures["train_loss"] is None else [f"train loss {figures['train_loss']:.4f}"]
     if figures["val_accuracy"] is not None:
@@ -162,9 +167,10 @@ def _test(standing: Status) -> str:
     return f"accuracy {figures['test_accuracy']:.2%}, loss {figures['test_loss']:.4f}"
 
 
-def _speed(standing: Status) -> str:
+def speed(standing: Status) -> str:
+    """Return the rate of the last figures, or nothing before the first."""
     rate = standing.images_per_second
-    return "" if rate is None else f"{rate:,.0f} images/s (most recent)"
+    return "" if rate is None else f"{rate:,.0f} images/s"
 
 
 def _memory(standing: Status, now: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,10 @@ from lowmem_seq.checkpoint.store import bytes_on_disk, checkpoints_in
 from lowmem_seq.disk import free_bytes
 from lowmem_seq.report.summary import (
     AFTER_A_PAUSE,
+    Summariser,
     Summary,
-    middle,
     odd_events_explained,
     require_numbers,
-    summarise,
 )
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
@@ -23,8 +23,8 @@ from lowmem_seq.runs.folder import RunFolder
 WITHOUT_A_WORD = "the trainer ended without a word"
 ENDS = ("finished", "stopped", "crashed")
 ALIVE = ("running", "paused")
-RECENT_RATES = 9
-"""Rates whose median the time left is told from: enough to pass over a moment in which the machine was busy."""
+MOST_SAVES = 100
+"""Saves whose times are remembered: more than ever lie there that are not kept for good."""
 FIGURES = (
     "run",
     "name",
@@ -48,6 +48,7 @@ FIGURES = (
     "weights_sha256",
     "restarts",
     "peers",
+    "eta_seconds",
 )
 """What a status takes from the run's summary as it is."""
 LAST_SECOND = 2**35
@@ -75,8 +76,6 @@ class Status:
     """Whether the run is held, and its trainer has not begun yet."""
     epochs: float | None
     """How many the whole run has."""
-    eta_seconds: float | None
-    """An estimate, from the steps, evaluations and saves of the present session; only while it runs."""
     heard_unix_seconds: float | None
     """Time of the last event."""
     memory_unix_seconds: float | None
@@ -101,7 +100,6 @@ class Status:
             "goes_on_unix_seconds": self.goes_on_unix_seconds,
             "saved_step": self.saved_step,
             "saved_unix_seconds": self.saved_unix_seconds,
-            "eta_seconds": self.eta_seconds,
             "last_event_unix_seconds": self.heard_unix_seconds,
             "last_restart_cause": self.last_restart_cause,
             "checkpoints": [{"step": step, "bytes": size} for step, size in self.checkpoints],
@@ -122,8 +120,6 @@ class _Present:
         self.heard_unix_seconds: float | None = None
         self.saved: dict[int, float | None] = {}
         self.images_per_second: float | None = None
-        self._rates: list[float] = []
-        self._seconds_beside = 0.0
 
     def take(self, event: Event) -> None:
         kind, at = event["event"], _time_of(event)
@@ -132,12 +128,10 @@ class _Present:
             self.paused = self.paused_unix_seconds = None
         if kind == "session_started":
             self.started, self.ended = event, None
-            self._rates, self._seconds_beside = [], 0.0
         elif kind == "session_ended":
             self.ended = event
         elif kind == "train":
             self.images_per_second = float(event["images_per_second"])
-            self._rates.append(self.images_per_second)
         elif kind == "trainer_restarted":
             self.restarted = event
         elif kind == "paused":
@@ -146,9 +140,10 @@ class _Present:
         elif kind == "memory":
             self.memory = event
         if kind == "checkpoint":
+            self.saved.pop(event["step"], None)  # so that the one saved last stands last
             self.saved[event["step"]] = at
-        if kind in ("checkpoint", "validation"):
-            self._seconds_beside += float(event.get("seconds", 0.0))
+            if len(self.saved) > MOST_SAVES:
+                del self.saved[next(iter(self.saved))]
 
     @property
     def waits_for(self) -> tuple[str, ...]:
@@ -167,16 +162,47 @@ class _Present:
         """Whether a trainer began, and told of no end."""
         return self.started is not None and self.ended is None
 
-    def eta_seconds(self, step: int) -> float | None:
-        """Return about how long the steps that are left take, with their share of evaluations and saves.
 
-        The rates leave out the time in which the machine slept, where a clock from step to step would count it.
+class StatusReader:
+    """Reads how a run stands, and again later: what it has read once it does not read again.
+
+    Args:
+        run: its folder; nothing in it is changed.
+
+    Raises:
+        UsageError: its settings are not as they should be.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._reader = run.events.follow()
+        self._summariser, self._present = Summariser(run), _Present()
+
+    @property
+    def heard_unix_seconds(self) -> float | None:
+        """Time of the last event that was taken in."""
+        return self._present.heard_unix_seconds
+
+    def news(self) -> Iterator[Event]:
+        """Yield the events that have come since the last time, each as soon as it is taken in.
+
+        Raises:
+            UsageError: an event is not as it should be.
         """
-        if self.started is None or not self.is_training or not self._rates:
-            return None
-        done, left = step - self.started["step"], max(0, self.started["total_steps"] - step)
-        rate = middle(self._rates[-RECENT_RATES:])
-        return float(left * (self.started["effective_batch"] / rate + self._seconds_beside / max(1, done)))
+        for event in self._reader.events():
+            with odd_events_explained(self._run):
+                self._summariser.take(event)
+                self._present.take(event)
+            yield event
+
+    def status(self) -> Status:
+        """Return how the run stands, by the events taken in, its lock and its checkpoints.
+
+        Raises:
+            UsageError: an event was not as it should be.
+        """
+        with odd_events_explained(self._run):
+            return _status(self._run, self._summariser.summary(), self._present)
 
 
 def read_status(run: RunFolder) -> Status:
@@ -185,15 +211,13 @@ def read_status(run: RunFolder) -> Status:
     Raises:
         UsageError: its settings or its events are not as they should be.
     """
-    with odd_events_explained(run):
-        return _read_status(run)
+    reader = StatusReader(run)
+    for _ in reader.news():
+        pass
+    return reader.status()
 
 
-def _read_status(run: RunFolder) -> Status:
-    summary = summarise(run)
-    present = _Present()
-    for event in run.events:
-        present.take(event)
+def _status(run: RunFolder, summary: Summary, present: _Present) -> Status:
     state = summary["state"] if summary["state"] in (*ALIVE, *ENDS) else "crashed"
     training = state in ALIVE and present.is_training
     figures = {key: summary[key] for key in FIGURES} | {"state": state}
@@ -212,7 +236,6 @@ def _read_status(run: RunFolder) -> Status:
         goes_on_unix_seconds=present.goes_on_unix_seconds if state == "paused" else None,
         starting=state == "running" and not training,
         epochs=epochs,
-        eta_seconds=present.eta_seconds(summary["step"]) if state == "running" else None,
         heard_unix_seconds=present.heard_unix_seconds,
         memory_unix_seconds=_time_of(present.memory) if present.memory is not None else None,
         saved_step=newest.step if newest is not None else None,

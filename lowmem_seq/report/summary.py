@@ -11,6 +11,7 @@ from typing import Any
 from lowmem_seq.errors import LowmemSeqError, UsageError
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder, which_runs
+from lowmem_seq.runs.time_left import TimeLeft
 
 Summary = dict[str, Any]
 
@@ -45,6 +46,7 @@ UNKNOWN: Summary = {
     "sessions": 0,
     "restarts": 0,
     "peers": None,
+    "eta_seconds": None,
 }
 
 
@@ -54,6 +56,8 @@ OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256"
 """What the end of a run tells; a session that goes on with it takes it back."""
 AFTER_A_PAUSE = ("unpaused", "session_ended", "session_opened", "planned", "session_started")
 """Events that end a pause, or come after whoever paused was gone."""
+MOST_RATES = 4096
+"""Rates that a median is made of; where there are more, every second of them, or every fourth, and so on."""
 
 
 @contextlib.contextmanager
@@ -99,47 +103,59 @@ def summarise(run: RunFolder, events: Iterable[Event] | None = None) -> Summary:
         run: its folder.
         events: the run's events, where somebody listens while they are read; None reads them here.
 
-    `images_per_second` is the median over the `train` events of all sessions, evaluation and saves left out.
+    `images_per_second` is the median over the `train` events of all sessions, evaluation and saves left out;
+    `eta_seconds` is an estimate, while a process holds the run.
 
     Raises:
         UsageError: its settings or its events are not as they should be.
     """
     with odd_events_explained(run):
-        summary = _summarise(run, run.events if events is None else events)
-        require_numbers({key: value for key, value in summary.items() if key not in WORDS})
-        require_words(summary)
-    return summary
+        summariser = Summariser(run)
+        for event in run.events if events is None else events:
+            summariser.take(event)
+        return summariser.summary()
 
 
-def _summarise(run: RunFolder, events: Iterable[Event]) -> Summary:
-    summary = dict(UNKNOWN, run=str(run.path), state="crashed")
-    config = run.config
-    summary.update(name=config.name, data=config.data.source)
-    rates: list[float] = []
-    batch: int | None = None
-    started: Event = {}
-    paused = False
-    for event in events:
-        kind = event["event"]
-        paused = kind == "paused" or (paused and kind not in AFTER_A_PAUSE)
+class Summariser:
+    """Makes the summary of a run of its events, as they come; its memory does not grow with their number.
+
+    Args:
+        run: its folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        config = run.config
+        self._run = run
+        self._summary = dict(UNKNOWN, run=str(run.path), state="crashed", name=config.name, data=config.data.source)
+        self._rates = Middle()
+        self._time_left = TimeLeft(config)
+        self._started: Event = {}
+        self._batch: int | None = None
+        self._paused = False
+
+    def take(self, event: Event) -> None:
+        """Take in the next event."""
+        kind, summary = event["event"], self._summary
+        self._time_left.take(event)
+        self._paused = kind == "paused" or (self._paused and kind not in AFTER_A_PAUSE)
         if kind == "planned":
             summary["cap_bytes"] = event.get("cap_bytes")
         elif kind == "session_started":
-            started = event
+            self._started = event
             summary.update({key: event.get(key) for key in ("parameters", "classes", "device", "precision")})
             summary.update({key: event.get(key) for key in ("total_steps", "micro_batch")})
-            summary.update(_standing_at(event.get("step"), started))
-            batch = event.get("effective_batch")
+            summary.update(_standing_at(event.get("step"), self._started))
+            self._batch = event.get("effective_batch")
             summary["sessions"] += 1
             summary["state"] = "crashed"  # until it says how it ended
             summary.update(dict.fromkeys(OF_THE_END))
         elif kind in ("train", "validation", "test"):
             summary.update({key: event[key] for key in UNKNOWN if key in event and key != "images_per_second"})
             if "images_per_second" in event:
-                rates.append(float(event["images_per_second"]))
+                self._rates.add(float(event["images_per_second"]))
         elif kind == "checkpoint":
             summary["saved_step"] = event.get("step")
-            summary.update(_standing_at(event.get("step"), started))
+            summary.update(_standing_at(event.get("step"), self._started))
         elif kind == "session_opened":
             summary["peers"] = None
         elif kind == "peers_present":
@@ -153,16 +169,26 @@ def _summarise(run: RunFolder, events: Iterable[Event]) -> Summary:
             summary["micro_batch"] = event.get("micro_batch")
         elif kind == "session_ended":
             summary.update({key: event[key] for key in ("state", "wall_seconds") if key in event})
-            summary.update(_standing_at(event.get("step"), started))
-    if batch and summary["micro_batch"]:
-        summary["accumulation"] = -(-int(batch) // int(summary["micro_batch"]))
-    if rates:
-        summary["images_per_second"] = middle(rates)
-    if run.is_locked():
-        summary["state"] = "paused" if paused else "running"
-    else:
-        summary["peers"] = None  # nobody is present any more
-    return summary
+            summary.update(_standing_at(event.get("step"), self._started))
+
+    def summary(self) -> Summary:
+        """Return the figures as of now.
+
+        Raises:
+            ValueError: something isn't the finite number, or the text, that it should be.
+        """
+        summary = dict(self._summary)
+        if self._batch and summary["micro_batch"]:
+            summary["accumulation"] = -(-int(self._batch) // int(summary["micro_batch"]))
+        summary["images_per_second"] = self._rates.value
+        if self._run.is_locked():
+            summary["state"] = "paused" if self._paused else "running"
+            summary["eta_seconds"] = self._time_left.seconds()
+        else:
+            summary["peers"] = None  # nobody is present any more
+        require_numbers({key: value for key, value in summary.items() if key not in WORDS})
+        require_words(summary)
+        return summary
 
 
 def _standing_at(step: int | None, started: Event) -> Summary:
@@ -177,9 +203,26 @@ def _standing_at(step: int | None, started: Event) -> Summary:
     return standing
 
 
-def middle(values: list[float]) -> float:
-    """Return the median; of an even number the higher of the two in the middle."""
-    return sorted(values)[len(values) // 2]
+class Middle:
+    """The median of ever more numbers; of an even count the higher of the two in the middle."""
+
+    def __init__(self) -> None:
+        self._kept: list[float] = []
+        self._seen, self._every = 0, 1
+
+    def add(self, value: float) -> None:
+        """Take in one number more."""
+        if self._seen % self._every == 0:
+            self._kept.append(value)
+        self._seen += 1
+        if len(self._kept) > MOST_RATES:
+            del self._kept[1::2]
+            self._every *= 2
+
+    @property
+    def value(self) -> float | None:
+        """The median; None of no numbers."""
+        return sorted(self._kept)[len(self._kept) // 2] if self._kept else None
 
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:

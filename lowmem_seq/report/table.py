@@ -47,11 +47,16 @@ def rows(summaries: list[Summary]) -> list[list[str]]:
             NOT_KNOWN if one["images_per_second"] is None else f"{one['images_per_second']:,.0f}",
             NOT_KNOWN if one["wall_seconds"] is None else format_seconds(one["wall_seconds"]),
             NOT_KNOWN if one["peak_tree_bytes"] is None else format_bytes(one["peak_tree_bytes"]),
-            one["state"],
+            _state(one),
         ]
         for one in summaries
     ]
     return [[harmless(cell, one_line=True) for cell in row] for row in table]
+
+
+def _state(summary: Summary) -> str:
+    left = summary["eta_seconds"]
+    return f"{summary['state']}" + ("" if left is None else f", about {format_seconds(left)} left")
 
 
 def _data(summary: Summary) -> str:

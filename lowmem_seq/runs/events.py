@@ -59,24 +59,58 @@ class EventLog:
 
     def __iter__(self) -> Iterator[Event]:
         """Yield the events in the order they were written in; a torn line is passed over."""
-        return (entry for entry in self._entries() if entry is not None)
+        return self.follow().events()
 
     def count_torn(self) -> int:
         """Return how many lines are passed over."""
-        return sum(entry is None for entry in self._entries())
+        return sum(entry is None for entry in self.follow().entries())
 
-    def _entries(self) -> Iterator[Event | None]:
-        """Yield the event of each line that is not empty, or None where it holds none."""
-        if not self.path.exists():
+    def follow(self) -> EventReader:
+        """Return a reader that stands before the first event, and goes on from where it was each time."""
+        return EventReader(self.path)
+
+
+class EventReader:
+    """Reads an events.jsonl as it grows: each event once, and no line twice.
+
+    Args:
+        path: of the file, which need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._whole = True
+        """Whether what comes next is the beginning of a line."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events that were not read yet; a torn line is passed over."""
+        return (entry for entry in self.entries() if entry is not None)
+
+    def entries(self) -> Iterator[Event | None]:
+        """Yield the event of each line that was not read yet and is not empty, or None where it holds none.
+
+        The last line may be on its way: one that is no event yet, and has no end, is looked at again the next time.
+        """
+        if not self._path.exists():
             return
-        with self.path.open("rb") as file:
-            whole = True  # whether the next piece is the beginning of a line
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
             while line := file.readline(LONGEST_LINE_BYTES):
-                begins, whole = whole, line.endswith(b"\n")
-                if not begins or line == b"\n":
-                    continue
-                try:
-                    entry = parse_json(line)
-                except ValueError:
-                    entry = None
-                yield entry if isinstance(entry, dict) and isinstance(entry.get("event"), str) else None
+                begins, ends = self._whole, line.endswith(b"\n")
+                entry = _event_in(line) if begins and line != b"\n" else None
+                if begins and entry is None and not ends and len(line) < LONGEST_LINE_BYTES:
+                    yield None
+                    return
+                self._whole = ends
+                self._offset += len(line)
+                if begins and line != b"\n":
+                    yield entry
+
+
+def _event_in(line: bytes) -> Event | None:
+    try:
+        entry = parse_json(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("event"), str) else None

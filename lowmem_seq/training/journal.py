@@ -49,7 +49,7 @@ class Journal:
     def record_training(self, counters: Counters, rate: float) -> None:
         """Record the mean training loss since the last record, and start a new mean."""
         now = awake_seconds()
-        images = counters.images - self._rate_images
+        images, seconds = counters.images - self._rate_images, now - self._rate_since
         self.record(
             "train",
             step=counters.step,
@@ -57,7 +57,8 @@ class Journal:
             images_seen=counters.step * self._batch,
             train_loss=counters.mean_loss,
             learning_rate=rate,
-            images_per_second=images / max(1e-9, now - self._rate_since),
+            images_per_second=images / max(1e-9, seconds),
+            seconds=seconds,
             wall_seconds=self.wall_seconds(),
         )
         counters.loss_sum, counters.loss_images = 0.0, 0

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from lowmem_seq.runs.clocks import awake_seconds
+from lowmem_seq.runs.save_interval import LARGEST_SHARE, SHORTEST_SECONDS, seconds_between_saves
 from lowmem_seq.units import Interval
 
-LARGEST_SHARE = 0.01
-"""`auto` spends at most this share of the time on saving."""
-SECONDS_BETWEEN_CRASHES = 6 * 3600.0
-"""What `auto` expects of a laptop: a flat battery or a closed lid some times a day."""
-SHORTEST_SECONDS = 30.0
 FIRST_COST_SECONDS = 1.0
 """What a save is taken to cost before the first one was measured."""
 
 
 class SavingClock:
-    """Counts steps and seconds since the last save.
-
-    `auto` saves every sqrt(2 * cost * time between crashes) seconds (Young, CACM 1974), where cost is what the
-    last save took, but never so often that saving takes more than 1 % of the time.
-    """
+    """Counts steps and seconds since the last save; for `auto` see save_interval.py."""
 
     def __init__(self, interval: Interval) -> None:
         self._interval = interval
@@ -51,5 +41,4 @@ class SavingClock:
         self._saved_at = awake_seconds()
         self._cost_seconds = cost_seconds
         if self._interval.kind == "auto":
-            best = math.sqrt(2 * cost_seconds * SECONDS_BETWEEN_CRASHES)
-            self._seconds = max(SHORTEST_SECONDS, best, cost_seconds / LARGEST_SHARE)
+            self._seconds = seconds_between_saves(cost_seconds)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lowmem_seq.cli import cluster as module
 from lowmem_seq.cli.cluster import Part, read_part
-from lowmem_seq.cli.engine import make_run_of_rank, open_run_of_rank, run_path_of
+from lowmem_seq.cli.engine import make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
 from lowmem_seq.cli.screen import describe_ranks
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.surroundings import Surroundings

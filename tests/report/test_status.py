@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,13 +12,12 @@ import pytest
 
 from lowmem_seq.disk import free_bytes
 from lowmem_seq.errors import UsageError
-from lowmem_seq.report.status import Status, read_status, saved_steps
+from lowmem_seq.report.status import Status, StatusReader, read_status, saved_steps
 from lowmem_seq.report.summary import summarise, summarise_all
 from lowmem_seq.runs.folder import RunFolder
 from tests.checkpoint.builders import save_step
 from tests.report.builders import (
     BATCH,
-    STEPS,
     crash,
     finish,
     pause,
@@ -75,6 +75,12 @@ def held(run: RunFolder) -> Status:
     """The status while a process holds the run."""
     with run.locked():
         return read_status(run)
+
+
+def seconds_left(run: RunFolder) -> float | None:
+    """The time left while a process holds the run."""
+    left: float | None = held(run).figures["eta_seconds"]
+    return left
 
 
 def test_a_half_made_run_has_every_key_and_knows_nothing(run: RunFolder) -> None:
@@ -212,49 +218,46 @@ def test_restarts_with_the_cause_of_the_last(run: RunFolder) -> None:
 # Time.
 
 
-def test_the_time_left_counts_steps_and_their_share_of_evaluations_and_saves(run: RunFolder) -> None:
+def test_the_time_left_is_told_while_a_process_holds_the_run(run: RunFolder) -> None:
     start_session(run, step=20)
-    assert held(run).eta_seconds is None
+    assert seconds_left(run) is None
     train_to(run, 30, rate=BATCH / 2.0)  # 2 s a step
-    assert held(run).eta_seconds == pytest.approx(30 * 2.0)
-    validate(run, 30, seconds=4.0)
-    save(run, 30, seconds=6.0)  # 10 s in 10 steps
-    assert held(run).eta_seconds == pytest.approx(30 * 3.0)
-    train_to(run, STEPS, rate=BATCH / 2.0)
-    assert held(run).eta_seconds == 0.0
-
-
-def test_the_time_left_is_told_from_the_rates_of_late(run: RunFolder) -> None:
-    start_session(run)
-    for step in range(1, 20):
-        train_to(run, step, rate=BATCH / 100.0)
-    for step in range(20, 29):
-        train_to(run, step, rate=BATCH / 1.0)
-    train_to(run, 29, rate=BATCH / 1000.0)  # a moment in which the machine was busy
-    assert held(run).eta_seconds == pytest.approx(31.0)
-
-
-def test_the_time_left_is_told_from_the_present_session_and_while_it_runs(run: RunFolder) -> None:
-    start_session(run)
-    train_to(run, 20, rate=BATCH / 5.0)
-    save(run, 20, seconds=100.0)
-    assert held(run).eta_seconds is not None
-    assert read_status(run).eta_seconds is None
+    assert seconds_left(run) == pytest.approx(30 * 2.0)
+    assert read_status(run).figures["eta_seconds"] is None
+    save(run, 30, seconds=6.0)
+    assert seconds_left(run) == pytest.approx(30 * 2.0 + 6.0 * (60 / 300 + 4 / 3))
     pause(run)
-    assert held(run).eta_seconds is None
+    assert seconds_left(run) == pytest.approx(30 * 2.0 + 6.0 * (60 / 300 + 4 / 3))
     crash(run, "killed")
-    assert held(run).eta_seconds is None
     start_session(run, step=20)
-    assert held(run).eta_seconds is None
-    train_to(run, 40, rate=BATCH / 1.0)
-    assert held(run).eta_seconds == pytest.approx(20.0)
+    assert seconds_left(run) == pytest.approx(40 * 2.0 + 6.0 * (80 / 300 + 4 / 3))
 
 
 def test_a_night_with_a_closed_lid_is_not_counted(run: RunFolder) -> None:
     start_session(run, at=1000.0)
     train_to(run, 20, rate=BATCH / 1.0, at=1020.0)
     train_to(run, 40, rate=BATCH / 1.0, at=1040.0 + 8 * 3600)
-    assert held(run).eta_seconds == pytest.approx(20.0)
+    assert seconds_left(run) == pytest.approx(20.0)
+
+
+def as_it_stands(status: Status) -> Status:
+    """A status without what other programs change between two looks."""
+    return dataclasses.replace(status, free_bytes=None)
+
+
+def test_a_reader_goes_on_from_where_it_was(run: RunFolder) -> None:
+    reader = StatusReader(run)
+    assert list(reader.news()) == []
+    assert as_it_stands(reader.status()) == as_it_stands(read_status(run))
+    start_session(run)
+    train_to(run, 20)
+    assert [event["event"] for event in reader.news()] == ["session_started", "train"]
+    assert list(reader.news()) == []
+    restart(run, "the trainer was ended by SIGKILL")
+    save_step(run, 10)
+    with run.locked():
+        assert [event["event"] for event in reader.news()] == ["session_ended", "trainer_restarted"]
+        assert as_it_stands(reader.status()) == as_it_stands(read_status(run))
 
 
 def test_ages_are_those_of_the_last_events(run: RunFolder) -> None:

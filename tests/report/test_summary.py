@@ -89,6 +89,7 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
         "sessions": 1,
         "restarts": 0,
         "peers": None,
+        "eta_seconds": None,
     }
 
 

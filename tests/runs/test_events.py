@@ -215,3 +215,46 @@ def test_an_event_may_be_as_long_as_the_longest_line(log: EventLog) -> None:
         assert len(text) == length
         log.path.write_text(text + "\n")
         assert len(list(log)) == found
+
+
+# Read as it grows.
+
+
+def test_a_reader_reads_each_event_once(log: EventLog) -> None:
+    reader = log.follow()
+    assert list(reader.events()) == []
+    first = log.append("first")
+    assert list(reader.events()) == [first]
+    assert list(reader.events()) == []
+    later = [log.append("train", step=step) for step in range(3)]
+    assert list(reader.events()) == later
+
+
+@given(st.lists(st.integers(min_value=0, max_value=400), max_size=6))
+def test_however_lines_arrive_in_pieces_no_event_is_lost_or_read_twice(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    log = EventLog(tmp_path_factory.mktemp("events") / "events.jsonl")
+    written = [log.append("train", step=step, name="\u00e4") for step in range(3)]
+    content = log.path.read_bytes() + b"torn {\n" + json.dumps(written[0]).encode()  # the last one lacks its end
+    log.path.write_bytes(b"")
+    reader, found, before = log.follow(), [], 0
+    for cut in sorted({*(min(cut, len(content)) for cut in cuts), len(content)}):
+        with log.path.open("ab") as file:
+            file.write(content[before:cut])
+        before = cut
+        found += list(reader.events())
+    assert found == [*written, written[0]]
+    last = log.append("after")
+    assert list(reader.events()) == [last]
+
+
+def test_a_line_that_is_too_long_is_passed_over_while_it_grows(log: EventLog) -> None:
+    reader = log.follow()
+    with log.path.open("ab") as file:
+        for _ in range(3):
+            file.write(b"x" * (LONGEST_LINE_BYTES // 2))
+            file.flush()
+            assert list(reader.events()) == []
+    after = log.append("after")
+    assert list(reader.events()) == [after]

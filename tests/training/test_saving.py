@@ -6,12 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lowmem_seq.runs.save_interval import LARGEST_SHARE, SECONDS_BETWEEN_CRASHES, SHORTEST_SECONDS
 from lowmem_seq.training import saving
 from lowmem_seq.training.saving import (
     FIRST_COST_SECONDS,
-    LARGEST_SHARE,
-    SECONDS_BETWEEN_CRASHES,
-    SHORTEST_SECONDS,
     SavingClock,
 )
 from lowmem_seq.units import Interval, parse_interval
