@@ -241,6 +241,11 @@ class MachineConfig(Section, frozen=True):
     """Hours of the day, local time, in which to train: `22:00-07:00`; otherwise the run waits. Or `always`."""
     background: bool = False
     """Whether other programs go first: a lower priority, and of `threads: null` one core fewer."""
+    log_with: Literal[
+        "none", "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"
+    ] = "none"
+    """A tracker that is told the run's figures as well, through Accelerate; its package must be installed. Files go
+    to the run's `logs`."""
 
     @property
     def hours(self) -> Hours | None:

@@ -49,6 +49,7 @@ GUIDE = "guides/resume.md"
 FORMAT = "concepts/checkpoints.md"
 LAPTOP = "guides/laptop-life.md"
 READING = {
+    "watch": "step 2 of 2",
     "status": "saved",
     "verify": "verifies",
     "report": Path(RUN_DIR).name,
@@ -67,7 +68,20 @@ OF_OTHERS = "compared.md"
 """The page that tells of other tools' flags."""
 INSTALLING = "lowmem-seq --install-completion"
 """What would be done as soon as it is parsed, to the files of whoever runs the tests."""
-PROGRAMS = ("lowmem-seq", "pip", "python", "python3", "py", "make", "accelerate", "torchrun", "export", "git", "cp")
+PROGRAMS = (
+    "lowmem-seq",
+    "pip",
+    "python",
+    "python3",
+    "py",
+    "make",
+    "accelerate",
+    "torchrun",
+    "export",
+    "git",
+    "cp",
+    "tensorboard",
+)
 """What a block of commands may start."""
 LONGEST_PAUSE_SECONDS = CheckpointConfig().disk_patience_seconds
 HALF_A_SECOND_A_SAVE = math.sqrt(2 * 0.5 * SECONDS_BETWEEN_CRASHES)

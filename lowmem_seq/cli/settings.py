@@ -114,6 +114,10 @@ SetOption = Annotated[
         autocompletion=completion.settings,
     ),
 ]
+LogWithOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A tracker to tell as well: tensorboard, ...", rich_help_panel=OUTPUT),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.", rich_help_panel=OUTPUT)]
 """What several commands understand alike."""
 

@@ -29,6 +29,7 @@ from lowmem_seq.cli.settings import (
     EpochsOption,
     ImageSizeOption,
     KeepAwakeOption,
+    LogWithOption,
     MaxRamOption,
     MaxRestartsOption,
     MicroBatchOption,
@@ -57,6 +58,7 @@ from lowmem_seq.files import sha256_of
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
+from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session, trainer
 from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.rank import train_rank
@@ -98,6 +100,7 @@ def train(
     effective_batch: EffectiveBatchOption = None,
     micro_batch: MicroBatchOption = None,
     max_restarts: MaxRestartsOption = None,
+    log_with: LogWithOption = None,
     set_: SetOption = None,
     pause_on_battery: PauseOnBatteryOption = None,
     only_between: OnlyBetweenOption = None,
@@ -117,7 +120,6 @@ def train(
     Examples:
         lowmem-seq train small --data shapes --max-ram 2GB    # drawn pictures
         lowmem-seq train small --data photos --max-ram 4GB    # yours: CLASS/file
-        lowmem-seq train small --classes cat,dog --epochs 10  # of CIFAR-10
     """
     flags = {
         "data.source": lasting_source(data),
@@ -131,9 +133,11 @@ def train(
         "machine.device": device,
         "machine.precision": precision,
         "machine.max_restarts": max_restarts,
+        "machine.log_with": log_with,
         "recipe.effective_batch": effective_batch,
         **laptop_settings(pause_on_battery, only_between, background, keep_awake),
     }
+    require_tracker(log_with)
     config = settings_from(preset, flags, set_ or [], micro_batch)
     initial = find_initial(init_from, config)
     console = make_console(sys.stdout, soft_wrap=True)
@@ -173,6 +177,7 @@ def resume(
     only_between: OnlyBetweenOption = None,
     background: BackgroundOption = None,
     keep_awake: KeepAwakeOption = None,
+    log_with: LogWithOption = None,
     quiet: QuietOption = False,
     host: HostOption = False,
     port: PortOption = None,
@@ -186,6 +191,7 @@ def resume(
         lowmem-seq resume runs/small-20261122-230000 --max-ram 4GB  # with less
         lowmem-seq resume runs/small-20261122-230000 --epochs 60    # for longer
     """
+    require_tracker(log_with)
     console = make_console(sys.stdout, soft_wrap=True)
     part, _ = read_part(host, port, join, console, mode)
     whole, run = open_run_of_rank(run_dir, part) if isinstance(part, Rank) else (open_run(run_dir),) * 2
@@ -200,6 +206,7 @@ def resume(
         "machine.device": device,
         "machine.max_restarts": max_restarts,
         **laptop_settings(pause_on_battery, only_between, background, keep_awake),
+        "machine.log_with": log_with,
     }
     lay_over(settings, flags)
     if epochs is not None:

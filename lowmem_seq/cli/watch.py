@@ -11,9 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -26,7 +24,8 @@ from lowmem_seq.cli.curves import Curve, Series, largest, mean
 from lowmem_seq.cli.happenings import happening
 from lowmem_seq.cli.keys import Wait, keyboard
 from lowmem_seq.cli.laptop import Said
-from lowmem_seq.cli.terminal import harmless, make_console
+from lowmem_seq.cli.settings import RunDirArgument
+from lowmem_seq.cli.terminal import can_redraw, harmless, make_console
 from lowmem_seq.report.status import ALIVE, Status, StatusReader
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder, open_run
@@ -98,10 +97,13 @@ class Watched:
                 self.happened.append(self.new[-1])
 
 
-def watch(run_dir: Path = typer.Argument(help="The run's folder.")) -> None:
-    """Watch a run as it goes on, from another terminal: lowmem-seq watch runs/small-20260101-120000.
+def watch(run_dir: RunDirArgument) -> None:
+    """Watch a run as it goes on, from another terminal.
 
     It ends with the run. q or Ctrl-C ends the watching alone. Without a terminal it prints a line a minute.
+
+    Examples:
+        lowmem-seq watch runs/small-20261122-230000
     """
     run = open_run(run_dir)
     watched = Watched(run)
@@ -109,7 +111,7 @@ def watch(run_dir: Path = typer.Argument(help="The run's folder.")) -> None:
     ended_by_user = False
     try:
         await_beginning(watched, time.sleep)
-        if console.is_terminal:
+        if can_redraw(console):
             with keyboard() as wait:
                 ended_by_user = show_live(watched, console, wait)
         else:

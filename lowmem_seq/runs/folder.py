@@ -55,6 +55,7 @@ class RunFolder:
         self.predictions_file = path / "predictions.safetensors"
         self.log_file = path / "trainer.log"
         self.page_file = path / "report.html"
+        self.logs = path / "logs"
         self.events = EventLog(path / "events.jsonl")
         self.lock_file = path / "lock"
         self._writer_lock_file = path / "lock-writer"

@@ -39,6 +39,7 @@ from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space
 from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import DECISIVE, describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.runs.trackers import NO_TRACKER
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
@@ -353,6 +354,7 @@ def subject_of(
         "classes": config.data.classes,
         "validation_fraction": config.data.validation_fraction,
         **({company: True} if company else {}),
+        **({} if config.machine.log_with == NO_TRACKER else {"log_with": config.machine.log_with}),
     }
 
 

@@ -90,6 +90,7 @@ def _train(run: RunFolder, channel: Channel) -> int:
         step=training.state.counters.step,
         wall_seconds=training.journal.wall_seconds(),
     )
+    training.journal.end_tracking()
     return 0 if finished else StoppedError.exit_code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from lowmem_seq.errors import UsageError
+from lowmem_seq.runs.trackers import NO_TRACKER, is_installed
 
 Device = Literal["cpu", "mps", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -93,12 +95,25 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: Device) ->
     return wanted
 
 
-def make_accelerator(device: Device, precision: Precision) -> Accelerator:
+def make_accelerator(
+    device: Device, precision: Precision, log_with: str = NO_TRACKER, logs: Path | None = None
+) -> Accelerator:
     """Return an Accelerator on the device and in the precision of the plan.
 
     It is one of one process, or of the world that was formed before (world.py).
+
+    Args:
+        device: of the plan.
+        precision: of the plan.
+        log_with: a tracker that it can be told to start, if it is installed.
+        logs: where that one writes.
     """
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=log_with if log_with != NO_TRACKER and is_installed(log_with) else None,
+        project_dir=logs,
+    )
     if accelerator.device.type != device:
         raise UsageError(
             f"Accelerate chose {accelerator.device.type}, and the plan says {device}.",

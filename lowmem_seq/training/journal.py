@@ -8,6 +8,7 @@ from lowmem_seq.channel import Channel
 from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.runs.events import EventLog
 from lowmem_seq.training.state import Counters
+from lowmem_seq.training.tracking import Tracking
 
 SECONDS_A_PROGRESS_MESSAGE = 0.5
 
@@ -24,6 +25,7 @@ class Journal:
         self._began = self._shown_at = self._rate_since = awake_seconds()
         self._rate_step = self._rate_images = 0
         self._wall_before = 0.0
+        self._tracking: Tracking | None = None
 
     def take_up(self, counters: Counters) -> None:
         """Count on from a checkpoint."""
@@ -43,8 +45,21 @@ class Journal:
         return step * self._batch / self._train_images
 
     def record(self, event: str, **details: Any) -> None:
-        """Append an event to the run folder, and tell the screen."""
-        self._channel.say(self._events.append(event, **details))
+        """Append an event to the run folder, and tell the screen, and a tracker where there is one."""
+        entry = self._events.append(event, **details)
+        self._channel.say(entry)
+        if self._tracking is not None:
+            self._tracking.take(entry)
+
+    def track(self, tracking: Tracking, step: int) -> None:
+        """Have a tracker told of what is recorded from here on, after `step` steps."""
+        self._tracking = tracking
+        tracking.start(step)
+
+    def end_tracking(self) -> None:
+        """Let the tracker write its last, if there is one."""
+        if self._tracking is not None:
+            self._tracking.end()
 
     def record_training(self, counters: Counters, rate: float) -> None:
         """Record the mean training loss since the last record, and start a new mean."""

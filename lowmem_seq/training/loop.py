@@ -28,6 +28,7 @@ from lowmem_seq.memory.space import SMALL_IMAGE
 from lowmem_seq.models import parameter_count
 from lowmem_seq.runs.clocks import awake_seconds
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.runs.trackers import NO_TRACKER
 from lowmem_seq.training.evaluation import Evaluation, Observer, count
 from lowmem_seq.training.initial import InitialWeights
 from lowmem_seq.training.journal import Journal
@@ -39,6 +40,7 @@ from lowmem_seq.training.schedule import learning_rate
 from lowmem_seq.training.setting import SettingInForce
 from lowmem_seq.training.source import Source, WholeOrder
 from lowmem_seq.training.state import TrainingState, final_metadata, weights_sha256
+from lowmem_seq.training.tracking import Tracking
 from lowmem_seq.training.workers import Range, Worker, Workers
 
 STEPS_A_TRAIN_EVENT, OF_LARGE_IMAGES = 20, 2
@@ -357,6 +359,10 @@ class Training:
             cap_enforced_by=kept_by,
             effective_batch=self.batch,
         )
+        name = self.config.machine.log_with
+        if name != NO_TRACKER:
+            tracking = Tracking(self.accelerator, name, self.run, self.config.name, self.journal.record)
+            self.journal.track(tracking, self.state.counters.step)
 
 
 def mirrored_where_it_makes_sense(augmentation: AugmentationConfig, pack: Pack) -> AugmentationConfig:

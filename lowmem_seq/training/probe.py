@@ -41,6 +41,7 @@ from lowmem_seq.training.device import choose_device, choose_precision
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.measuring import Probe
 from lowmem_seq.training.session import open_training
+from lowmem_seq.training.tracking import load
 
 ROUNDS = 2.5
 """Rounds that a look takes at the least where they are long: those that are timed, and an evaluation."""
@@ -168,6 +169,7 @@ def main() -> int:
         told = json.loads(sys.argv[2])
         request = Request(**{**told, "only": None if told["only"] is None else Setting(**told["only"])})
         known = knowledge_from_json(json.loads(sys.argv[3]))
+        load(run.config.machine.log_with)
         libraries_bytes = system_reader().held_bytes(os.getpid())
         training = _open(run, request, known.facts, channel)
         if known.facts is None:

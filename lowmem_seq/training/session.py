@@ -126,13 +126,12 @@ def open_training(
     config = run.config if config is None else config
     torch.set_num_threads(plan.threads)
     pack, parts = open_data(run, config)
-    accelerator = make_accelerator(plan.device, plan.precision)
+    accelerator = make_accelerator(plan.device, plan.precision, config.machine.log_with, run.logs)
     model = make_model(config, len(parts.classes))
     initial = None
-    begins = not checkpoints_in(run.checkpoints) and (
-        ranks is None or ranks.is_first
-    )  # else all is there by itself
-    if config.init_sha256 is not None and begins:
+    is_first = ranks is None or ranks.is_first
+    if config.init_sha256 is not None and is_first and not checkpoints_in(run.checkpoints):
+        # later all is in the checkpoints, and elsewhere it comes from the first rank
         initial = take_initial_weights(model, run.initial_file, config.init_sha256, parts.classes)
     state = TrainingState(model.to(accelerator.device), config.recipe)
     if governor is None:

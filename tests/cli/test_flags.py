@@ -70,6 +70,7 @@ TRAIN_FLAGS = [
     (["--checkpoint-every", "200steps"], ["checkpoint.every=200steps"]),
     (["--device", "cpu"], ["machine.device=cpu"]),
     (["--precision", "bf16"], ["machine.precision=bf16"]),
+    (["--log-with", "tensorboard"], ["machine.log_with=tensorboard"]),
     (["--effective-batch", "48"], ["recipe.effective_batch=48"]),
     (["--micro-batch", "4"], ["machine.micro_batch=4"]),
     (["--set", "machine.micro_batch=4", "--micro-batch", "auto"], []),
@@ -113,6 +114,7 @@ RESUME_FLAGS = [
     (["--device", "cpu"], ["machine.device=cpu"], True),
     (["--micro-batch", "4"], ["machine.micro_batch=4"], True),
     (["--micro-batch", "auto"], [], True),
+    (["--log-with", "tensorboard"], ["machine.log_with=tensorboard"], True),  # it takes memory
     (["--epochs", "9"], ["recipe.epochs=9"], False),
     (["--steps", "9"], ["steps=9"], False),
     (["--data", "fashion-mnist"], ["data.source=fashion-mnist"], False),
