@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowmem_seq.report.history import History
-from lowmem_seq.report.summary import Summary, middle
+from lowmem_seq.report.summary import Summary
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -103,7 +104,7 @@ def predicted_and_actual(plan: dict[str, Any], history: History) -> list[Compare
         told = (format_bytes(round(peak)), format_bytes(round(max(peaks))), _off(peak, max(peaks)))
         compared.append(Compared("peak RAM", *told))
     if rate and rates:
-        usual = middle(rates)
+        usual = statistics.median_high(rates)
         compared.append(Compared("images/s", f"{rate:,.0f}", f"{usual:,.0f}", _off(rate, usual)))
     images = (history.standing.steps_done - since.steps_done) * history.effective_batch
     seconds = history.standing.training_seconds - since.training_seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ class Middle:
     @property
     def value(self) -> float | None:
         """The median; None of no numbers."""
-        return sorted(self._kept)[len(self._kept) // 2] if self._kept else None
+        return statistics.median_high(self._kept) if self._kept else None
 
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:

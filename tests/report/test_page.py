@@ -225,7 +225,7 @@ def test_the_largest_page_is_not_too_large(run: RunFolder) -> None:
         run.events.append(event.pop("event"), **{key: value for key, value in event.items() if "time" not in key})
     count = len(classes)
     tell(run, "session_started", step=0, classes=classes, effective_batch=40, train_images=400)
-    figures = {"class_accuracies": [0.123456] * count, "confusion": [[123] * count] * count}
+    figures: dict[str, Any] = {"class_accuracies": [0.123456] * count, "confusion": [[123] * count] * count}
     tell(run, "test", step=60, test_loss=1.0, test_accuracy=0.5, **figures)
     write_predictions(run.path, classes, mistakes=24, side=96)
     page = run_page(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,6 @@ from lowmem_seq.report.plots.figure import (
     time_unit,
 )
 from lowmem_seq.report.series import Point
-from lowmem_seq.report.summary import middle
 from lowmem_seq.units import format_bytes, format_seconds
 
 SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE}
@@ -126,7 +126,7 @@ def _speed(history: History) -> Figure | None:
     if not rates:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    usual = middle([point.y for point in rates])
+    usual = statistics.median_high([point.y for point in rates])
     text = f"The run trained at {usual:,.0f} images/s most of the time; evaluations and saves are left out."
     layout = axes(f"{unit} that the run was alive", "images/s", hoverformat=",.0f")
     layout["shapes"] = _session_lines(history, unit_seconds)
