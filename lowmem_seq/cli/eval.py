@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli import completion
 from lowmem_seq.cli.help import DATA
 from lowmem_seq.cli.progress import packing_shown, progress_bar
 from lowmem_seq.cli.settings import DeviceOption, JsonOption, RunDirArgument, lasting_source
@@ -47,24 +48,25 @@ def eval_(
     data: str | None = typer.Option(
         None,
         metavar="NAME|FOLDER|ZIP",
-        help="Other pictures, with classes of the same names.",
+        help="Other pictures, of classes with the same names.",
         rich_help_panel=DATA,
+        autocompletion=completion.datasets,
     ),
     part: str | None = typer.Option(
-        None, metavar="NAME", help="test, validation, train or all.", rich_help_panel=DATA
+        None, metavar="PART", help="test, validation, train or all. [default: test]", rich_help_panel=DATA
     ),
     max_ram: CapOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a run's weights, class by class.
+    """Measure how good a run's model is, class by class.
 
-    The final weights of a run that is finished, else those of its newest checkpoint, which is said. By default on
-    the test part; of other pictures that have no test folder, on all.
+    Of a run that is not finished, the newest checkpoint is taken. Other pictures without a folder test are all
+    looked at.
 
     Examples:
         lowmem-seq eval runs/small-20261122-230000
-        lowmem-seq eval runs/small-20261122-230000 --data photos  # on other pictures
+        lowmem-seq eval runs/small-20261122-230000 --data photos  # your own
     """
     cap_bytes, wanted_device, run = read_cap(max_ram), read_device(device), open_run(run_dir)
     if part is not None:

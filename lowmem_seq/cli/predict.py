@@ -48,7 +48,7 @@ class Output(Protocol):
 
 def predict(
     run_dir: RunDirArgument,
-    images: list[Path] = typer.Argument(help="Images, folders of images, zips of images.", metavar="IMAGE..."),
+    images: list[Path] = typer.Argument(help="Images, folders, or zips of them.", metavar="IMAGE..."),
     top: int = typer.Option(
         3, min=1, metavar="N", help="Classes to tell of each image. [default: 3]", show_default=False
     ),
@@ -57,13 +57,13 @@ def predict(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what pictures show.
+    """Say what a run's model takes pictures for.
 
-    Folders are read with all that is below them. A picture that can't be read is said and passed over.
+    Folders are read with all that is below them. What can't be read is said and passed over.
 
     Examples:
-        lowmem-seq predict runs/small-20261122-230000 photo.jpg
-        lowmem-seq predict runs/small-20261122-230000 holiday --top 1 --csv holiday.csv
+        lowmem-seq predict runs/small-20261122-230000 cat.jpg
+        lowmem-seq predict runs/small-20261122-230000 holiday --csv holiday.csv
     """
     cap_bytes, wanted_device, run = read_cap(max_ram), read_device(device), open_run(run_dir)
     if as_json and csv_file is not None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # numpy
 DeviceWish: TypeAlias = Literal["auto", "cpu", "mps", "cuda"]
 CapOption = Annotated[
     str | None,
-    typer.Option("--max-ram", metavar="SIZE", help="Cap on this command's memory: 2GB.", rich_help_panel=MACHINE),
+    typer.Option(
+        "--max-ram", metavar="SIZE", help="Cap on the memory of this command, as 2GB.", rich_help_panel=MACHINE
+    ),
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from lowmem_seq import __version__
 from lowmem_seq.channel import Channel
+from lowmem_seq.checkpoint.manifest import Checkpoint
 from lowmem_seq.checkpoint.store import checkpoints_in
 from lowmem_seq.cluster.membership import machine_name, machine_of, read_membership
 from lowmem_seq.cluster.rank import read_rank
@@ -25,7 +26,7 @@ from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.training.device import make_accelerator
-from lowmem_seq.training.initial import take_initial_weights
+from lowmem_seq.training.initial import InitialWeights, take_initial_weights
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.ranks import Ranks
 from lowmem_seq.training.state import TrainingState
@@ -128,11 +129,7 @@ def open_training(
     pack, parts = open_data(run, config)
     accelerator = make_accelerator(plan.device, plan.precision, config.machine.log_with, run.logs)
     model = make_model(config, len(parts.classes))
-    initial = None
-    is_first = ranks is None or ranks.is_first
-    if config.init_sha256 is not None and is_first and not checkpoints_in(run.checkpoints):
-        # later all is in the checkpoints, and elsewhere it comes from the first rank
-        initial = take_initial_weights(model, run.initial_file, config.init_sha256, parts.classes)
+    initial = find_initial_weights(run, config, model, parts.classes)
     state = TrainingState(model.to(accelerator.device), config.recipe)
     if governor is None:
         governor = Governor(
@@ -145,6 +142,22 @@ def open_training(
     training = Training(run, config, plan, pack, parts, state, accelerator, channel, governor, ranks)
     training.initial = initial
     return training
+
+
+def find_initial_weights(
+    run: RunFolder, config: RunConfig, model: ImageClassifier, classes: tuple[str, ...]
+) -> InitialWeights | None:
+    """Have a model begin with the weights that its run has for that, if it has any and no checkpoint yet.
+
+    Ranks other than the first one get theirs from it.
+
+    Raises:
+        UsageError: they have changed, have gone, or are another model's.
+    """
+    rank = read_rank(run)
+    if config.init_sha256 is None or checkpoints_in(run.checkpoints) or not (rank is None or rank.is_first):
+        return None
+    return take_initial_weights(model, run.initial_file, config.init_sha256, classes)
 
 
 def find_others(training: Training) -> Together | None:
@@ -176,13 +189,7 @@ def take_up_newest(training: Training) -> None:
         return
     others, machine = find_others(training), machine_of(training.run)
     checkpoint = training.saver.load_newest()
-    if checkpoint is None and training.initial is not None:
-        training.journal.record(
-            "initial_weights",
-            path=training.config.init_from,
-            tensors=training.initial.tensors,
-            head_drawn_anew=training.initial.head_drawn_anew,
-        )
+    _tell_of_initial_weights(training, checkpoint)
     if others is not None:
         others.join(checkpoint)
         return
@@ -204,6 +211,7 @@ def _take_up_with_others(training: Training) -> None:
     """
     ranks = training.ranks
     checkpoint = training.saver.load_newest() if ranks.is_first else None
+    _tell_of_initial_weights(training, checkpoint)
     if checkpoint is not None:
         from lowmem_seq.training.rest import standing_of
 
@@ -215,3 +223,13 @@ def _take_up_with_others(training: Training) -> None:
     ranks.begin_alike(training.state)
     if not ranks.is_first:
         training.journal.take_up(training.state.counters)
+
+
+def _tell_of_initial_weights(training: Training, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None and training.initial is not None:
+        training.journal.record(
+            "initial_weights",
+            path=training.config.init_from,
+            tensors=training.initial.tensors,
+            head_drawn_anew=training.initial.head_drawn_anew,
+        )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowmem_seq.data.pack import Pack
-from lowmem_seq.data.parts import Parts, open_parts
+from lowmem_seq.data.parts import Parts, open_parts, parts_by_name
 from lowmem_seq.errors import DataError, UsageError
 from tests.data.builders import write_pack
 
@@ -102,3 +102,13 @@ def test_too_few_pictures_for_validation(tmp_path: Path) -> None:
     pack = write_pack(tmp_path / "p", {"train": [0, 1, 2], "test": [0, 1, 2]})
     with pytest.raises(DataError, match="too few"):
         open_parts(pack, None, 0.5, 0)
+
+
+def test_others_are_labelled_by_the_names_that_a_model_knows(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "pack", {"train": [0, 1, 1], "test": [1, 0]}, classes=("dog", "ant"))
+    parts = parts_by_name(pack, ("ant", "bee", "dog"))
+    assert parts["train"].labels.tolist() == [2, 0, 0]
+    assert parts["test"].labels.tolist() == [0, 2]
+    assert np.array_equal(parts["test"].read(np.array([1])), pack.read("test", np.array([1])))
+    with pytest.raises(DataError, match=r"doesn't know 1 of the 2 classes: dog\."):
+        parts_by_name(pack, ("ant", "dig"))

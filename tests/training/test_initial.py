@@ -9,6 +9,7 @@ import torch
 from msgspec import structs
 from safetensors.torch import load_file, save_file
 
+from lowmem_seq.cluster.rank import Rank, take_rank
 from lowmem_seq.config import RunConfig
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.errors import UsageError
@@ -189,6 +190,15 @@ def test_a_file_that_changed_or_has_gone_is_refused_before_the_first_step(
     with pytest.raises(UsageError, match="is missing, and no step was saved yet") as caught:
         open_training(run, tiny_plan(), Heard())
     assert "--init-from" in caught.value.hint
+
+
+def test_ranks_after_the_first_get_theirs_from_it(tmp_path: Path, tiny_pack: Pack, file: Path) -> None:
+    run = make_run_from(tmp_path / "run", tiny_pack, file)
+    take_rank(run, Rank(number=0, of=2, local=0, local_of=2, address="127.0.0.1", port=29500))
+    assert open_training(run, tiny_plan(), Heard()).initial is not None
+    take_rank(run, Rank(number=1, of=2, local=1, local_of=2, address="127.0.0.1", port=29500))
+    run.initial_file.unlink()
+    assert open_training(run, tiny_plan(), Heard()).initial is None
 
 
 def test_the_experiment_is_known_by_the_weights_and_not_by_their_path(file: Path, tmp_path: Path) -> None:

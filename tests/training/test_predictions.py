@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +17,9 @@ from torch import Tensor
 from lowmem_seq.checkpoint.header import read_shapes
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Part, Parts, open_parts
+from lowmem_seq.training.evaluation import Tally
 from lowmem_seq.training.predictions import MOST_MISTAKES, scaled_down, writing_predictions
+from lowmem_seq.training.ranks import OneProcess
 from lowmem_seq.training.session import open_training
 from tests.builders import Heard, make_run, tiny_config, tiny_plan, train_here
 from tests.checkpoint.test_format import table
@@ -153,4 +156,30 @@ def test_a_run_that_is_stopped_in_its_test_leaves_none(tmp_path: Path, tiny_pack
 
     assert not open_training(run, tiny_plan(), StoppedInTheTest()).go()
     assert run.weights_file.exists()
+    assert not run.predictions_file.exists()
+
+
+def test_of_several_ranks_the_first_looks_at_all_of_the_test(tmp_path: Path, tiny_pack: Pack) -> None:
+    class SharesOut(OneProcess):
+        def part_to_evaluate(self, part: Part) -> Part:
+            return part.cut(0, part.size // 2)
+
+    class Second(SharesOut):
+        is_first = False
+
+        def total(self, tally: Tally | None) -> Tally | None:
+            """The first one's counts: this one adds none."""
+            assert tally is not None
+            assert int(tally.confusion.sum()) == 0
+            return replace(tally, confusion=tally.confusion + 1)
+
+    run = make_run(tmp_path / "run", tiny_pack, tiny_config("steps=1"))
+    training = open_training(run, tiny_plan(), Heard(), ranks=SharesOut())
+    assert training.test()
+    (test,) = [event for event in run.events if event["event"] == "test"]
+    assert sum(map(sum, test["confusion"])) == training.parts.test.size
+    assert len(read(run.predictions_file)[0]["label"]) == training.parts.test.size
+    run.predictions_file.unlink()
+    training.ranks = Second()
+    assert training.test()
     assert not run.predictions_file.exists()
