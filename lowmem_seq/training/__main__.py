@@ -65,7 +65,7 @@ def _train(run: RunFolder, channel: Channel) -> int:
             world = find_world(run, plan, channel)
             training = open_training(run, plan, channel, limit=limit if limited else None, ranks=world)
             if world is not None:
-                training.journal.record("world_formed", **world.told(training.batch))
+                world.record(training.journal, training.batch)
             take_up_newest(training)
             finished = training.go(kept_by=limit.name if limited else None)
             if world is not None:

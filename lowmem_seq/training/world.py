@@ -32,6 +32,7 @@ from lowmem_seq.data.parts import Part
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.training.buckets import Buckets
 from lowmem_seq.training.evaluation import Tally
+from lowmem_seq.training.journal import Journal
 from lowmem_seq.training.meeting import NEVER, open_store, prefixed
 from lowmem_seq.training.state import TrainingState
 from lowmem_seq.training.watched import SECONDS_FOR_A_CAUSE, Watched
@@ -76,14 +77,15 @@ class World:
         """See Ranks."""
         return self._rank.is_first
 
-    def told(self, batch: int) -> dict[str, Any]:
-        """Return the world as the event `world_formed` tells it: each rank, and its samples of a step."""
+    def record(self, journal: Journal, batch: int) -> None:
+        """Record who takes part: each rank, and its samples of a step of `batch`."""
         ends = cuts(batch, self._speeds)
-        return {
-            "rank": self._rank.number,
-            "address": f"{self._rank.address}:{self._rank.port}",
-            "backend": self._backend,
-            "ranks": [
+        journal.record(
+            "world_formed",
+            rank=self._rank.number,
+            address=f"{self._rank.address}:{self._rank.port}",
+            backend=self._backend,
+            ranks=[
                 {
                     "machine": one.machine,
                     "device": one.device,
@@ -93,7 +95,7 @@ class World:
                 }
                 for one, speed, before, after in zip(self._hellos, self._speeds, ends[:-1], ends[1:], strict=True)
             ],
-        }
+        )
 
     def part_of_step(self, ranges: Sequence[Range]) -> list[Range]:
         """See Ranks: a contiguous part, as large as this rank's speed is of all speeds."""

@@ -257,7 +257,7 @@ def event_keys_in_the_code() -> dict[str, tuple[set[str], set[str]]]:
             event, called = str(node.args[0].value), ast.unparse(node.func)
             if called == "tell":
                 calls.setdefault(event, []).append({"message"})
-            elif called.endswith((".record", "events.append")):
+            elif called.endswith((".record", "._record", "events.append")):
                 keywords = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
                 if any(ast.unparse(keyword.value).startswith("told_change(") for keyword in node.keywords):
                     keywords |= told_change(Setting(1, 1), Setting(1, 1)).keys()
