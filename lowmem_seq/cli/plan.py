@@ -24,6 +24,7 @@ from lowmem_seq.cli.settings import (
     EpochsOption,
     ImageSizeOption,
     JsonOption,
+    LogWithOption,
     MaxRamOption,
     MicroBatchOption,
     PrecisionOption,
@@ -44,6 +45,7 @@ from lowmem_seq.memory.forecast import LEAST_SPREAD, Forecast, make_forecast
 from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Plan
 from lowmem_seq.memory.readings import MachineMemory, system_reader
 from lowmem_seq.runs.folder import create_run
+from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session
 from lowmem_seq.supervisor.planner import Planned, make_plan
 from lowmem_seq.supervisor.signals import StopSignals
@@ -80,6 +82,7 @@ def plan(
     effective_batch: EffectiveBatchOption = None,
     micro_batch: MicroBatchOption = None,
     background: BackgroundOption = None,
+    log_with: LogWithOption = None,
     set_: SetOption = None,
     fresh: bool = typer.Option(False, "--fresh", help="Measure anew what was measured here before."),
     as_json: JsonOption = False,
@@ -101,7 +104,9 @@ def plan(
         "machine.precision": precision,
         "recipe.effective_batch": effective_batch,
         "machine.background": background,
+        "machine.log_with": log_with,
     }
+    require_tracker(log_with)
     show_plan(settings_from(preset, flags, set_ or [], micro_batch), quiet=as_json, fresh=fresh, as_json=as_json)
 
 

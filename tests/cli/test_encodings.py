@@ -59,7 +59,7 @@ MESSAGES = (
         "effective_batch": 8,
     },
     {"event": "train", "step": 20, "epoch": 2.0, "train_loss": 1.25, "images_per_second": 100.0},
-    {"event": "validation", "epoch": 2.0, "val_accuracy": 0.5, "val_loss": 1.1},
+    {"event": "validation", "step": 20, "epoch": 2.0, "val_accuracy": 0.5, "val_loss": 1.1},
     {"event": "checkpoint", "step": 20},
     {"event": "paused", "what": NAME, "cause": "kein Platz für 漢字", "free_bytes": 5, "next_try_seconds": 1.0},
     {"event": "unpaused", "what": NAME, "seconds": 2.0},
