@@ -30,6 +30,7 @@ import psutil
 
 from benchmarks.kills import PROGRAM
 from benchmarks.page import ROOT, commit, describe_machine, machine, put_between_marks
+from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.cluster.token import new_token
 from lowmem_seq.files import make_folder, read_json, write_json
 from lowmem_seq.runs.events import Event
@@ -91,12 +92,12 @@ class Session:
     """A machine's program, with a run folder of its own."""
 
     def __init__(self, machine: Machine, core: int, words: list[str], run: Path, token: str) -> None:
-        self.run = run
+        self.run, self.token = run, token
         self._output = run.with_suffix(".log")
         environment = {**os.environ, "LOWMEM_SEQ_TOKEN": token}
-        with self._output.open("wb") as log:
-            self._process = machine.start(
-                *("taskset", "-c", str(core), *PROGRAM, *words, "--run-dir", str(run), "--quiet"),
+        with self._output.open("ab") as log:
+            self.process = machine.start(
+                *("taskset", "-c", str(core), *PROGRAM, *words, "--quiet"),
                 **{"stdout": log, "stderr": subprocess.STDOUT, "env": environment},
             )
 
@@ -113,21 +114,26 @@ class Session:
         """
         until = time.monotonic() + SECONDS_TO_START + 120.0 * count
         while len(found := self.events(kind)) < count:
-            if self._process.poll() is not None:
+            if self.process.poll() is not None:
                 raise RuntimeError(f"it ended: {self._output.read_text(encoding='utf-8', errors='replace')}")
             if time.monotonic() > until:
                 raise TimeoutError(f"waited in vain for {kind}: {self._output.read_text(encoding='utf-8')}")
             time.sleep(0.1)
         return found
 
+    def interrupt(self) -> None:
+        """Have it save and end, as by Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(SECONDS_TO_SAVE)
+
     def stop(self) -> None:
         """End it without saving: nothing of it is needed any more."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            first = psutil.Process(self._process.pid)
+            first = psutil.Process(self.process.pid)
             for process in (first, *first.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self.process.wait()
 
 
 @contextlib.contextmanager
@@ -138,7 +144,8 @@ def sessions(machines: tuple[Machine, ...], commands: list[list[str]]) -> Iterat
     token, started = new_token().code, []
     try:
         for number, (one, words) in enumerate(zip(machines, commands, strict=True)):
-            started.append(Session(one, CORES[number], words, PLACE / f"machine-{number + 1}", token))
+            run = PLACE / f"machine-{number + 1}"
+            started.append(Session(one, CORES[number], [*words, "--run-dir", str(run)], run, token))
         yield started
     finally:
         for session in started:
