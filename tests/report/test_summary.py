@@ -223,7 +223,7 @@ def test_events_that_are_not_known_are_passed_over(run: RunFolder) -> None:
     "odd",
     [
         {"event": "session_ended", "state": 5},
-        {"event": "session_started", "classes": 5},
+        {"event": "session_started", "classes": 5, "step": 0},
         {"event": "test", "class_accuracies": "high"},
         {"event": "test", "class_accuracies": [0.5, "high"]},
     ],
