@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from lowmem_seq.cli.main import main
-from lowmem_seq.supervisor import power
+from lowmem_seq.supervisor import laptop, power
 
 
 def program(plug: Path) -> tuple[str, ...]:
@@ -23,4 +23,5 @@ if __name__ == "__main__":
     system: Any = psutil
     system.sensors_battery = lambda: SimpleNamespace(power_plugged=plug.exists())
     power.SETTLE_SECONDS = power.SECONDS_BETWEEN_LOOKS = 0.0
+    laptop.SECONDS_BETWEEN_LOOKS = 0.1  # the tests' runs take a few seconds
     main()

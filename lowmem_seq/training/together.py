@@ -79,6 +79,7 @@ class Together:
             self._tell,
         )
         self._shown_at = time.monotonic()
+        self._is_over = False
 
     def join(self, checkpoint: Checkpoint | None) -> None:
         """Be let in by the hub, and begin at the weights that all share, or alone where it is gone in mid-run.
@@ -133,8 +134,8 @@ class Together:
 
     @property
     def is_over(self) -> bool:
-        """Whether the samples of the run are all accepted, and the last weights are here."""
-        return self._member.finished
+        """Whether the samples of the run were all accepted, and the last weights here, before this step."""
+        return self._is_over
 
     @property
     def validates(self) -> bool:
@@ -152,12 +153,13 @@ class Together:
         return 0
 
     def before_step(self) -> None:
-        """Take in what others did."""
+        """Take in what others did, and see whether that was the end: it may come at any moment, and counts here."""
+        self._is_over = self._member.finished
         if self._member.is_due:
             tensors = self._tensors()
             if self._member.between_steps(tensors):
                 self._bring_back(tensors)
-        if self._member.finished:
+        if self._is_over:
             self._training.state.counters.step = self._training.total_steps
 
     def take(self, samples: int) -> list[Range]:
