@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import IO, Any
 
+from lowmem_seq.disk import as_disk_error
 from lowmem_seq.errors import LowmemSeqError, StoppedError
 
 SECONDS_TO_SAVE = 60.0
@@ -73,6 +74,18 @@ class Channel:
         with contextlib.suppress(OSError), self._mutex:
             self._out.write(json.dumps(message) + "\n")
             self._out.flush()
+
+    def say_failure(self, error: LowmemSeqError | OSError) -> int:
+        """Send what ended this process, a disk's trouble in words, and return the exit code for it.
+
+        Raises:
+            OSError: the error, where it is neither one for people nor a disk's trouble.
+        """
+        told = error if isinstance(error, LowmemSeqError) else as_disk_error(error)
+        if told is None:
+            raise error
+        self.say_error(told)
+        return told.exit_code
 
     def say_error(self, error: LowmemSeqError) -> None:
         """Send an error, for the supervisor to raise again."""

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from lowmem_seq.errors import DiskError
+
 RENAME_WAITS_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOTTY, errno.EOPNOTSUPP})
 TROUBLE = frozenset(
@@ -158,6 +160,13 @@ def is_trouble(error: OSError, platform: str = sys.platform) -> bool:
     ):
         return True
     return error.errno in TROUBLE
+
+
+def as_disk_error(error: Exception) -> DiskError | None:
+    """Return what a disk's trouble is told as; None where an error is another one."""
+    if isinstance(error, OSError) and is_trouble(error):
+        return DiskError(f"the disk refused: {error}.", "make room on the disk; what was saved before stands")
+    return None
 
 
 def errno_of(code: int, platform: str = sys.platform) -> int:

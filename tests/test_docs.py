@@ -18,7 +18,7 @@ import typer.main
 from lowmem_seq.channel import SECONDS_TO_SAVE
 from lowmem_seq.checkpoint.manifest import LARGEST_MANIFEST_BYTES, MOST_FILES
 from lowmem_seq.checkpoint.store import KEPT_BROKEN
-from lowmem_seq.cli.main import app
+from lowmem_seq.cli.main import DEBUG, app
 from lowmem_seq.config import (
     AugmentationConfig,
     CheckpointConfig,
@@ -120,7 +120,8 @@ def parse(command: Any, words: list[str]) -> None:  # typer carries its own clic
 
 
 @pytest.mark.parametrize("line", ALL_COMMANDS)
-def test_every_command_in_the_docs_is_one(line: str) -> None:
+def test_every_command_in_the_docs_is_one(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG, "")  # so that what `--debug` sets is undone
     parse(typer.main.get_command(app), shlex.split(line)[1:])
 
 

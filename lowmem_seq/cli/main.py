@@ -25,8 +25,8 @@ from lowmem_seq.cli.terminal import harmless, make_console
 from lowmem_seq.cli.train import resume, train
 from lowmem_seq.cli.verify import verify
 from lowmem_seq.cli.watch import watch
-from lowmem_seq.disk import is_trouble
-from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError, UsageError, nearest
+from lowmem_seq.disk import as_disk_error
+from lowmem_seq.errors import LowmemSeqError, StoppedError, UsageError, nearest
 
 DEBUG = "LOWMEM_SEQ_DEBUG"
 INTERRUPTED = 130
@@ -108,9 +108,7 @@ def _as_told(error: Exception) -> LowmemSeqError:
         told, meant = _near_miss(error, context)
         command = "lowmem-seq" if context is None else context.command_path
         return UsageError(told or format_message(), f"{meant} {command} --help".strip())
-    if isinstance(error, OSError) and is_trouble(error):
-        return DiskError(f"the disk refused: {error}.", "make room on the disk; what was saved before stands")
-    return LowmemSeqError(
+    return as_disk_error(error) or LowmemSeqError(
         f"{type(error).__name__}: {error}",
         "this is a defect of lowmem-seq; lowmem-seq --debug COMMAND ... shows where it is",
     )

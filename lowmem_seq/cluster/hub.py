@@ -31,7 +31,6 @@ from lowmem_seq.cluster.messages import Reason
 from lowmem_seq.cluster.outer import SharedWeights
 from lowmem_seq.cluster.serving import CLUSTER_FOLDER, RESTORE_HINT, START_FILE, Serving, read_serving, read_start
 from lowmem_seq.cluster.token import token_from_environment
-from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import ClusterError, DiskError, LowmemSeqError, NoCheckpointError
 
 IDLE_SECONDS, BUSY_SECONDS = 0.2, 0.01
@@ -261,15 +260,8 @@ def main() -> int:
                 hub.stop()
             finally:
                 hub.close()
-    except LowmemSeqError as error:
-        channel.say_error(error)
-        return error.exit_code
-    except OSError as error:
-        if not is_trouble(error):
-            raise
-        told = DiskError(f"the disk refused: {error}.", "make room on the disk; what was saved before stands")
-        channel.say_error(told)
-        return told.exit_code
+    except (LowmemSeqError, OSError) as error:
+        return channel.say_failure(error)
     return 0
 
 

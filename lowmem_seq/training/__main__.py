@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from lowmem_seq.channel import SECONDS_TO_SAVE, START_ANEW, Channel
 from lowmem_seq.cluster.pulse import RankLost
-from lowmem_seq.disk import is_trouble
-from lowmem_seq.errors import DiskError, LowmemSeqError, StoppedError
+from lowmem_seq.errors import LowmemSeqError, StoppedError
 from lowmem_seq.memory.limit import system_limit
 from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.readings import peak_so_far, system_reader
@@ -40,15 +39,8 @@ def main() -> int:
                 return _train(run, channel)
             finally:
                 channel.say({"event": "peak", "bytes": peak_so_far(system_reader(), os.getpid())})
-    except LowmemSeqError as error:
-        channel.say_error(error)
-        return error.exit_code
-    except OSError as error:
-        if not is_trouble(error):
-            raise
-        told = DiskError(f"the disk refused: {error}.", "make room on the disk; what was saved before stands")
-        channel.say_error(told)
-        return told.exit_code
+    except (LowmemSeqError, OSError) as error:
+        return channel.say_failure(error)
 
 
 def _train(run: RunFolder, channel: Channel) -> int:
