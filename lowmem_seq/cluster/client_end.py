@@ -24,6 +24,7 @@ from lowmem_seq.cluster.wire import (
     LINGER_SECONDS,
     Alarm,
     Sent,
+    bytes_of,
     endpoint,
     open_socket,
     post,
@@ -107,7 +108,7 @@ class ClientEnd:
                 self._dial()
             frames = self._read()
             if frames is not None:
-                self.bytes_received += _bytes_of(frames)
+                self.bytes_received += bytes_of(frames)
                 return HUB_CODEC.decode(frames)
             line = self._look()
             if line is not None:
@@ -133,7 +134,7 @@ class ClientEnd:
             return Sent.GONE
         sent = post(self._dealer, frames)
         if sent is Sent.QUEUED:
-            self.bytes_sent += _bytes_of(frames)
+            self.bytes_sent += bytes_of(frames)
         return sent
 
     def wake(self) -> None:
@@ -262,7 +263,3 @@ class ClientEnd:
         if self._dealer is not None and self.up:
             poller.register(self._dealer, zmq.POLLIN)
         return dict(poller.poll(max(0, round(1000 * seconds))))
-
-
-def _bytes_of(frames: Sequence[Payload]) -> int:
-    return sum(memoryview(frame).nbytes for frame in frames)

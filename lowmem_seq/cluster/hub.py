@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +28,10 @@ from lowmem_seq.cluster.hub_rounds import Rounds, codec_of, outer_step_of
 from lowmem_seq.cluster.hub_store import HubStore, Saved, Saver, read_into
 from lowmem_seq.cluster.layout import Floats, Layout
 from lowmem_seq.cluster.ledger import Ledger
-from lowmem_seq.cluster.messages import Reason
+from lowmem_seq.cluster.messages import Base, Reason
 from lowmem_seq.cluster.outer import SharedWeights
 from lowmem_seq.cluster.serving import CLUSTER_FOLDER, RESTORE_HINT, START_FILE, Serving, read_serving, read_start
+from lowmem_seq.cluster.standing import told_standing
 from lowmem_seq.cluster.token import token_from_environment
 from lowmem_seq.errors import ClusterError, DiskError, LowmemSeqError, NoCheckpointError
 
@@ -45,6 +47,9 @@ LAST_WORDS_SECONDS = 2.0
 
 class End(Protocol):
     """What the hub needs of its end of all connections: HubEnd has it."""
+
+    bytes_sent: Counter[str]
+    bytes_received: Counter[str]
 
     @property
     def send(self) -> Sender:
@@ -90,6 +95,7 @@ class Hub:
         saved = store.load(lambda event, message: say({"event": event, "message": message}))
         begun = read_start(run_folder) if saved is None else saved
         self._first_round = 0 if begun is None else begun.round
+        self._standing_told: Base | None = None
         ledger = (
             self._go_on_from(begun.ledger)
             if begun is not None
@@ -120,6 +126,8 @@ class Hub:
         self.desk.tick()
         if not self._saver.busy and self.desk.round_is_due():
             self.desk.close_round()
+        if self.desk.rounds is not None and self.desk.base != self._standing_told:
+            self._tell_standing()
         self._save()
         if self.desk.is_finished and self._mail.average is None:
             self._look_for_average()
@@ -147,6 +155,7 @@ class Hub:
         for name in list(self.desk.roster.machines):
             self._end.drop(name, "stopping", "the host ends")
         if rounds is not None:
+            self._tell_standing()
             self._saver.begin(self._state(rounds))
             self._saver.wait()
             failure = self._saver.take_failure()
@@ -189,6 +198,16 @@ class Hub:
         read_into(weights.state())
         self.desk.begin(Rounds(weights, self.desk.ledger, round_, settings, self._clock))
         self._say({"event": "cluster_ready", "round": round_, "accepted": self.desk.ledger.accepted})
+
+    def _tell_standing(self) -> None:
+        """Tell who did what, and what each connection has carried since this hub began."""
+        self._standing_told = self.desk.base
+        names = {machine: one.hello.name for machine, one in self.desk.roster.machines.items()}
+        told = told_standing(self.desk.base, self.desk.ledger.standing(), names)
+        for machine, share in told["machines"].items():
+            share["bytes_received"] = self._end.bytes_received[machine]
+            share["bytes_sent"] = self._end.bytes_sent[machine]
+        self._say(told)
 
     def _look_for_start(self) -> None:
         """Begin, if the host's trainer has written the first weights and said hello with their layout."""

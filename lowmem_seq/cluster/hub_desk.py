@@ -236,7 +236,7 @@ class Desk:
         if machine.settled:
             self._reclaim(name, machine)
         if not was_present:
-            self._say({"event": "peer_joined", "machine": name, "name": hello.name, "cause": "hello"})
+            self._say_joined(name, hello.name, "hello")
             self.tell_peers()
 
     def _refuses(self, hello: Hello) -> bool:
@@ -373,8 +373,12 @@ class Desk:
     def _welcome_back(self, name: str, machine: Machine) -> None:
         machine.present = True
         self._reclaim(name, machine)
-        self._say({"event": "peer_joined", "machine": name, "name": machine.hello.name, "cause": "heard again"})
+        self._say_joined(name, machine.hello.name, "heard again")
         self.tell_peers()
+
+    def _say_joined(self, machine: str, name: str, cause: str) -> None:
+        where = {"round": self.base.round, "accepted": self.base.accepted}
+        self._say({"event": "peer_joined", "machine": machine, "name": name, "cause": cause, **where})
 
     def _reclaim(self, name: str, machine: Machine) -> None:
         """Give a machine back what it lost and nobody else was given: it trains on with that."""

@@ -8,6 +8,7 @@ no name: this end answers it by itself, within bounds (probes.py), and nobody be
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +20,7 @@ from lowmem_seq.cluster.frames import CLIENT_CODEC, HUB_CODEC, FrameError, Paylo
 from lowmem_seq.cluster.messages import MOST_MACHINES, FromClient, FromHub, GoAway, Hello, Probe, Reason
 from lowmem_seq.cluster.probes import ProbeAnswers
 from lowmem_seq.cluster.token import Token, machine_id
-from lowmem_seq.cluster.wire import LINGER_SECONDS, Alarm, Sent, endpoint, open_socket, post
+from lowmem_seq.cluster.wire import LINGER_SECONDS, Alarm, Sent, bytes_of, endpoint, open_socket, post
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class HubEnd:
         self._routes: dict[str, bytes] = {}
         self._machines: dict[bytes, str] = {}
         self._probe_answers = ProbeAnswers()
+        self.bytes_sent: Counter[str] = Counter()
+        """By machine, of all frames, without what encryption and TCP add."""
+        self.bytes_received: Counter[str] = Counter()
         try:
             self._router.bind(endpoint(host, port))
         except zmq.ZMQError as error:
@@ -117,7 +121,10 @@ class HubEnd:
         route = self._routes.get(machine)
         if route is None:
             return Sent.GONE
-        sent = self._post(route, message, payloads)
+        frames = HUB_CODEC.encode(message, payloads)
+        sent = post(self._router, [route, *frames])
+        if sent is Sent.QUEUED:
+            self.bytes_sent[machine] += bytes_of(frames)
         if sent is Sent.GONE:
             self._forget(machine)
         return sent
@@ -167,6 +174,7 @@ class HubEnd:
         if machine is None:
             self._post(route, GoAway("hello_first", ""))
             return None
+        self.bytes_received[machine] += bytes_of(frames)
         return Arrived(machine, message, received.payloads)
 
     def _bind(self, route: bytes, hello: Hello) -> bool:

@@ -113,6 +113,8 @@ class Member:
         """What the loop is at; the hub hears it."""
         self.stalled_seconds = 0.0
         """How long the training thread has waited in `adopt` and `take`."""
+        self.longest_stall_seconds = 0.0
+        """The longest of these waits."""
         self._settings, self._tell, self._clock = settings, tell, clock
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._work = Work(machine_id(settings.machine_key), layout, settings.effective_batch, clock)
@@ -177,7 +179,7 @@ class Member:
         began = time.monotonic()
         with self._changed:
             self._wait(lambda: stop_requested() or self._work.has_weights_for_tensors)
-            self.stalled_seconds += time.monotonic() - began
+            self._stalled(time.monotonic() - began)
             self._work.between(tensors)
         self._wake()
 
@@ -235,10 +237,14 @@ class Member:
                     taken = self._take(samples)
                 self._waiting = False
                 self._say_state()
-                self.stalled_seconds += time.monotonic() - began
+                self._stalled(time.monotonic() - began)
         if taken:
             self._position = taken[0][0]
         return taken
+
+    def _stalled(self, seconds: float) -> None:
+        self.stalled_seconds += seconds
+        self.longest_stall_seconds = max(self.longest_stall_seconds, seconds)
 
     def _take(self, samples: int) -> list[Range]:
         work, talk = self._work, self._talk
@@ -425,12 +431,14 @@ class Member:
         """Of all messages, after decryption."""
         return self._end.bytes_received if self._end is not None else 0
 
-    def _costs(self) -> dict[str, Any]:
-        """What all has cost up to now; each event tells it."""
+    def costs(self) -> dict[str, Any]:
+        """What all has cost up to now, and whether it is alone; each event tells it."""
         return {
             "bytes_sent": self.bytes_sent,
             "bytes_received": self.bytes_received,
             "stalled_seconds": round(self.stalled_seconds, 3),
+            "longest_stall_seconds": round(self.longest_stall_seconds, 3),
+            "alone": self.alone,
         }
 
     def _wait(self, ready: Callable[[], bool], timeout_seconds: float = math.inf) -> None:
@@ -496,7 +504,7 @@ class Member:
                     self._changed.notify_all()
                 over = self._ending and (self._talk.farewell is None or time.monotonic() > self._last_words_until)
             while not self._events.empty():
-                self._tell(self._events.get() | self._costs())
+                self._tell(self._events.get() | self.costs())
             if over:
                 return
 

@@ -6,6 +6,7 @@ vector is sent by each call of `say`, so that the lock is free in between.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import deque
@@ -47,6 +48,7 @@ from lowmem_seq.cluster.messages import (
     Welcome,
 )
 from lowmem_seq.cluster.pieces import Assembly
+from lowmem_seq.cluster.standing import told_standing
 from lowmem_seq.cluster.wire import Sent
 from lowmem_seq.errors import ClusterError
 
@@ -104,6 +106,7 @@ class Talk:
         and knows what that is."""
         self._transfer: tuple[str, Base, Assembly] | None = None
         self._newest_round = 0
+        self._standing_told: Base | None = None
         self._update: tuple[UpdatePiece, Assembly] | None = None
         self._arrived: Update | None = None
 
@@ -316,6 +319,8 @@ class Talk:
         work = self._work
         if work.lone is None:
             work.learn(message.base, message.ledger)
+            with contextlib.suppress(ClusterError):  # one that can't be read is told where it is needed
+                self._tell_standing(message.base, ledger_of(message.ledger))
             return
         if not self._ledger_told:
             return
@@ -349,6 +354,13 @@ class Talk:
         self._ask_due = 0.0
         self._tell({"event": "member_begins_anew", "cause": cause})
 
+    def _tell_standing(self, base: Base, ledger: Ledger) -> None:
+        """Tell who did what, once a round."""
+        if base != self._standing_told:
+            self._standing_told = base
+            names = {one.machine: one.name for one in self.peers} | {self._hello.machine: self._hello.name}
+            self._tell(told_standing(base, ledger.standing(), names))
+
     def _note_round(self, number: int) -> None:
         if number > self._newest_round:
             self._newest_round = number
@@ -379,6 +391,8 @@ class Talk:
     def say(self, post: Post) -> float:
         """Say what is due; return for how many seconds nothing else will be, unless something happens."""
         self._watch_hub()
+        if self._work.lone is not None and self._work.base is not None:
+            self._tell_standing(self._work.base, self._work.lone.ledger)
         if not self._up:
             self.farewell = None  # nobody hears it
             return LONGEST_SECONDS

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from lowmem_seq.cluster.messages import Base
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,30 @@ class Standing:
     def epoch(self) -> float:
         """How many epochs' worth of samples is merged."""
         return self.all_machines.accepted / self.epoch_size
+
+
+def told_standing(base: Base, standing: Standing, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the event that tells who did what: one a round, from the hub, and from each machine beside the host.
+
+    Args:
+        base: the weights that hold this work.
+        standing: of the ledger that belongs to them.
+        names: of the machines that are there, by id.
+    """
+    return {
+        "event": "standing",
+        "cluster": base.cluster,
+        "branch": base.branch,
+        "round": base.round,
+        "accepted": standing.all_machines.accepted,
+        "total": standing.total,
+        "machines": {
+            machine: {
+                "name": names.get(machine),
+                "accepted": share.accepted,
+                "repeated": share.repeated,
+                "discarded": share.discarded,
+            }
+            for machine, share in standing.by_machine.items()
+        },
+    }

@@ -77,6 +77,11 @@ def post(sender: zmq.Socket[bytes], frames: Sequence[Payload]) -> Sent:
     return Sent.QUEUED
 
 
+def bytes_of(frames: Sequence[Payload]) -> int:
+    """Return how long frames are together, without what encryption and TCP add."""
+    return sum(memoryview(frame).nbytes for frame in frames)
+
+
 class Alarm:
     """Wakes a poller from any thread.
 

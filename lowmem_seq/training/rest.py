@@ -10,6 +10,7 @@ from lowmem_seq.cluster.member_checkpoint import Saved, to_json
 from lowmem_seq.cluster.messages import Base
 from lowmem_seq.cluster.opening import STANDING, ledger_of
 from lowmem_seq.cluster.opening import standing_of as standing_of
+from lowmem_seq.cluster.standing import told_standing
 from lowmem_seq.files import write_json
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.workers import Range
@@ -62,8 +63,11 @@ class Rest:
         """Return the lowest positions that are left."""
         if self._holdings.untaken < samples:
             speed = self._training.plan.predicted_images_per_second
-            for lease in self._ledger.lease(self._machine, samples, speed, LEASE_SECONDS):
+            given = self._ledger.lease(self._machine, samples, speed, LEASE_SECONDS)
+            for lease in given:
                 self._holdings.give(lease.id, lease.start, lease.end)
+            if given:
+                self._tell()
         return self._holdings.take(samples)
 
     def trained(self, ranges: Sequence[Range], seconds: float) -> None:  # noqa: ARG002
@@ -75,12 +79,11 @@ class Rest:
     def writers(self) -> Mapping[str, Callable[[Path], None]]:
         """What a checkpoint holds: the ledger, as a member that went on alone has it."""
         saved, ledger = self._saved, self._ledger
-        number = saved.base.round + 1 if saved.base is not None else 0
         told = to_json(
             Saved(
                 format_version=1,
                 settings=saved.settings,
-                base=Base(ledger.history.branches[0].name, ledger.branch[0], number, ledger.accepted),
+                base=self._base,
                 alone=True,
                 ledger=ledger.to_json(),
                 machines=saved.machines or (self._machine,),
@@ -94,5 +97,17 @@ class Rest:
     def does(self, what: str) -> None:
         """Nobody is to be told."""
 
-    def end(self, reached: bool) -> None:
-        """Nobody is to be told."""
+    def end(self, reached: bool) -> None:  # noqa: ARG002
+        """Record how far this machine came."""
+        self._tell()
+
+    @property
+    def _base(self) -> Base:
+        """The name of the weights, on a branch of this machine's own."""
+        ledger, number = self._ledger, self._saved.base.round + 1 if self._saved.base is not None else 0
+        return Base(ledger.history.branches[0].name, ledger.branch[0], number, ledger.accepted)
+
+    def _tell(self) -> None:
+        """Record who did what, about once a minute: a report puts it beside what the others did."""
+        event = told_standing(self._base, self._ledger.standing(), {})
+        self._training.journal.record(event.pop("event"), **event, alone=True)

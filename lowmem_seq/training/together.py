@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -36,8 +36,8 @@ SECONDS_TO_JOIN = 60.0
 SECONDS_TO_JOIN_AGAIN = 5.0
 """A machine that can go on alone dials on meanwhile."""
 SECONDS_BETWEEN_FIGURES = 5.0
-TOLD_BY_THE_HUB = frozenset({"member_round", "member_reunion", "member_welcome"})
-"""What stands in the events of the machine that hosts already."""
+TOLD_BY_THE_HUB = frozenset({"standing", "member_reunion", "member_welcome"})
+"""What stands in the events of the machine that hosts already, unless its hub is gone."""
 SECONDS_FOR_THE_RESULT = 1800.0
 """How long a machine waits at the end for the host to evaluate and write the weights that the run ends with."""
 
@@ -118,6 +118,17 @@ class Together:
                 training.state.average.values[name].copy_(value.detach())
         reached = self._member.samples_done // training.batch
         counters.step = min(max(counters.step, reached), training.total_steps)
+        part = self._membership
+        self._tell(
+            {
+                "event": "member_begins",
+                "cluster": joined.base.cluster,
+                "machine": part.machine,
+                "name": part.name,
+                "hosts": part.hosts,
+                **self._member.costs(),
+            }
+        )
 
     def _dial(self, can_go_alone: bool) -> Joined | None:
         """Return what the hub says; where it is gone, a machine that had been let in before goes on alone."""
@@ -184,8 +195,10 @@ class Together:
         if reached and not self._membership.hosts:
             self._take_result()
         tensors = self._tensors()
-        if self._member.end(tensors, "finished" if reached else "stopped"):
+        reason: Literal["finished", "stopped"] = "finished" if reached else "stopped"
+        if self._member.end(tensors, reason):
             self._bring_back(tensors)
+        self._tell({"event": "member_ends", "reason": reason, **self._member.costs()})
 
     def _take_result(self) -> None:
         """Wait for the averaged weights of the host, and put them in place of this machine's own."""
@@ -238,7 +251,7 @@ class Together:
             self._show_peers()
             self._training.journal.record("peers_present", others=max(0, len(self._member.peers) - 1))
             return
-        if self._membership.hosts and message["event"] in TOLD_BY_THE_HUB:
+        if self._membership.hosts and message["event"] in TOLD_BY_THE_HUB and not message["alone"]:
             return
         details = {key: value for key, value in message.items() if key != "event"}
         self._training.journal.record(str(message["event"]), **details)

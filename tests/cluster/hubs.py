@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,6 +101,8 @@ class FakeEnd:
         self.room: dict[str, int] = {}
         """How many messages a machine takes before it is full; it is endless where nothing is said."""
         self.gone: set[str] = set()
+        self.bytes_sent: Counter[str] = Counter()
+        self.bytes_received: Counter[str] = Counter()
 
     def receive(self, timeout_seconds: float) -> Arrived | None:
         return self.inbox.popleft() if self.inbox else None

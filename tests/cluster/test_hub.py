@@ -152,6 +152,25 @@ def test_a_round_merges_by_samples_and_goes_to_all(stage: Stage) -> None:
     ]
 
 
+def test_who_did_what_is_told_once_a_round_and_at_the_end(stage: Stage) -> None:
+    stage.join(HOST, JOINER)
+    stage.end.bytes_received[JOINER], stage.end.bytes_sent[JOINER] = 500, 700
+    first, second = stage.lease(HOST, 3.0), stage.lease(JOINER)
+    stage.bring(HOST, first, constant(1.0))
+    stage.bring(JOINER, second, constant(5.0))
+    stage.pass_by(3, lambda: stage.beat(HOST))
+    assert [(one["round"], one["accepted"]) for one in stage.told("standing")] == [(0, 0), (1, 400)]
+    told = stage.told("standing")[-1]
+    assert (told["cluster"], told["branch"], told["total"]) == (stage.base.cluster, stage.base.branch, 1000)
+    shares = {"name": "joiner", "accepted": 100, "repeated": 0, "discarded": 0}
+    assert told["machines"][JOINER] == {**shares, "bytes_received": 500, "bytes_sent": 700}
+    assert told["machines"][HOST]["accepted"] == 300
+    stage.end.bytes_sent[JOINER] = 900
+    stage.stop()
+    assert stage.told("standing")[-1]["machines"][JOINER]["bytes_sent"] == 900
+    assert len(stage.told("standing")) == 3
+
+
 def test_a_round_does_not_wait_for_ever_and_what_is_late_comes_next(stage: Stage) -> None:
     stage.join(HOST, JOINER)
     first, second = stage.lease(HOST), stage.lease(JOINER)

@@ -187,6 +187,23 @@ def test_two_machines_train_one_model(served: Served) -> None:
     assert shares[0] > 1.5 * shares[1]
     assert served.round >= 3
     assert host.told("member_begins_anew") == joiner.told("member_begins_anew") == []
+    told = joiner.told("standing")[-1]
+    assert told["accepted"] == sum(one["accepted"] for one in told["machines"].values()) <= TOTAL
+    assert {one["name"] for one in told["machines"].values()} == {HOST[:2], JOINER[:2]}
+    assert len({(one["round"], one["accepted"]) for one in joiner.told("standing")}) == len(joiner.told("standing"))
+    assert 0 < told["longest_stall_seconds"] <= told["stalled_seconds"]
+
+
+def test_both_ends_count_the_same_bytes(served: Served) -> None:
+    host, joiner = Machine(served.port, HOST), Machine(served.port, JOINER)
+    host.join()
+    joiner.join()
+    served.stop()
+    told = served.told("standing")[-1]["machines"]
+    for machine, key in ((host, HOST), (joiner, JOINER)):
+        counted = told[machine_id(key)]
+        assert counted["bytes_received"] == machine.member.bytes_sent > FIRST.nbytes
+        assert counted["bytes_sent"] >= machine.member.bytes_received > FIRST.nbytes
 
 
 def test_a_machine_that_joins_late_and_leaves_early(served: Served) -> None:
@@ -224,10 +241,15 @@ def test_a_machine_that_was_away_for_long_loses_to_the_others(served: Served) ->
     relay.cut()
     wait_for(lambda: joiner.member.alone, host, joiner)
     wait_for(lambda: bool(joiner.member.checkpoint()[1]["base"]["round"] > served.round - 5), host, joiner)
+    wait_for(lambda: len([one for one in joiner.told("standing") if one["alone"]]) > 1, host, joiner)
     relay.silent = False
     relay.cut()
     host.join()
     joiner.join()
+    alone = [one for one in joiner.told("standing") if one["alone"]]
+    assert len({one["branch"] for one in alone}) == 1
+    assert alone[0]["branch"] != served.told("standing")[-1]["branch"]
+    assert not joiner.told("standing")[-1]["alone"]
     assert host.weights.tobytes() == joiner.weights.tobytes() == served.weights.tobytes()
     assert joiner.longest_wait < 2
     assert [one["winner"] for one in joiner.told("member_reunion")] == ["hub"]
