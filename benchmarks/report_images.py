@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.browser import NO_BROWSER, Browser, open_browser
 from benchmarks.page import ROOT
 from lowmem_seq.files import write_text, writing
-from lowmem_seq.report.page import run_page, runs_page
+from lowmem_seq.report.page import page_of
 from lowmem_seq.runs.folder import RunFolder
 
 FOLDER = ROOT / "docs" / "images"
@@ -53,16 +53,16 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
         page = Path(folder) / "report.html"
-        write_text(page, run_page(RunFolder(options.learned)))
+        write_text(page, page_of([RunFolder(options.learned)]))
         browser.open(page, WIDE)
         take(browser, "report-light.png", WIDE, 1200)
         take(browser, "report-test.png", WIDE, 1500, begin="test")
         browser.open(page, NARROW)
         take(browser, "report-narrow.png", NARROW, 1500)
-        write_text(page, run_page(RunFolder(options.lived)))
+        write_text(page, page_of([RunFolder(options.lived)]))
         browser.open(page, WIDE, "dark")
         take(browser, "report-dark.png", WIDE, 1600, begin="machine")
-        write_text(page, runs_page([RunFolder(path) for path in options.several]))
+        write_text(page, page_of([RunFolder(path) for path in options.several]))
         browser.open(page, WIDE)
         take(browser, "report-several.png", WIDE, 1200)
 

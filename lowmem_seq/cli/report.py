@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.cli import completion
@@ -15,8 +16,13 @@ from lowmem_seq.cli.terminal import harmless, make_console, print_data, print_js
 from lowmem_seq.disk import is_trouble
 from lowmem_seq.errors import UsageError
 from lowmem_seq.files import write_text
-from lowmem_seq.report.summary import find_runs, summarise_all
-from lowmem_seq.report.table import csv_table, markdown_table, terminal_table
+from lowmem_seq.report.facts import name_of
+from lowmem_seq.report.machines import markdown_machines, terminal_tables
+from lowmem_seq.report.notes import notes_of
+from lowmem_seq.report.reading import read_run
+from lowmem_seq.report.shared import Reported, reported
+from lowmem_seq.report.summary import find_runs
+from lowmem_seq.report.table import csv_table, escaped, markdown_table, terminal_table
 from lowmem_seq.runs.folder import RunFolder
 
 
@@ -34,9 +40,12 @@ def report(
 ) -> None:
     """Show what runs came to; of one run, its page with plots is written into its folder.
 
+    Folders of one run that several machines trained are put together.
+
     Examples:
         lowmem-seq report
         lowmem-seq report runs/small-20261122-230000
+        lowmem-seq report runs/small-20261122-230000 hp/small-20261122-230012
         lowmem-seq report --html all.html
     """
     if sum((html is not None, markdown, csv, as_json)) > 1:
@@ -47,28 +56,52 @@ def report(
         _write_page(runs, html)
         console.print(_told_page(html))
         return
-    summaries = summarise_all(runs)
+    found = reported([read_run(run) for run in runs])
+    summaries = [one.summary for one in found]
     if as_json:
         print_json(summaries)
     elif markdown:
-        print_data(markdown_table(summaries))
+        print_data("\n".join([markdown_table(summaries), *_markdown_of_machines(found)]))
     elif csv:
         print_data(csv_table(summaries))
     else:
         console.print(terminal_table(summaries, console.width), soft_wrap=False)
-        if run_dirs and len(runs) == 1:
-            console.print(_page_beside(runs[0]))
-        elif len(runs) > 1:
+        _print_machines(found, console)
+        if run_dirs and len(found) == 1:
+            console.print(_page_beside(found[0]))
+        elif len(found) > 1:
             console.print(Text("curves of all: the same with --html FILE", style="dim"))
 
 
-def _page_beside(run: RunFolder) -> Text:
-    """Write a run's page into its folder, if that may be written; return what is to be said."""
+def _markdown_of_machines(found: list[Reported]) -> list[str]:
+    """Return the tables of machines, each under its run's name where there are several runs."""
+    shared = [one for one in found if one.shared is not None]
+    heads = [f"{escaped(name_of(one.lead.run))}:\n\n" if len(found) > 1 else "" for one in shared]
+    return [head + markdown_machines(one.shared) for head, one in zip(heads, shared, strict=True) if one.shared]
+
+
+def _print_machines(found: list[Reported], console: Console) -> None:
+    """Print the machines of each run that has several, and what is to be said of them."""
+    for one in found:
+        if one.shared is None:
+            continue
+        if len(found) > 1:
+            console.print(Text(harmless(name_of(one.lead.run), one_line=True), style="bold"))
+        for table in terminal_tables(one.shared, console.width):
+            console.print(table, soft_wrap=False)
+        for note in notes_of(one.shared):
+            console.print(Text(harmless(note, one_line=True)))
+
+
+def _page_beside(one: Reported) -> Text:
+    """Write a run's page into its folder, of several the host's, if that may be; return what is to be said."""
+    runs, file = [reading.run for reading in one.readings], one.lead.run.page_file
     try:
-        _write_page([run], run.page_file)
+        _write_page(runs, file)
     except UsageError as error:
-        return Text(harmless(f"{error.message}\npage: lowmem-seq report {shlex.quote(str(run.path))} --html FILE"))
-    return _told_page(run.page_file)
+        paths = shlex.join(str(run.path) for run in runs)
+        return Text(harmless(f"{error.message}\npage: lowmem-seq report {paths} --html FILE"))
+    return _told_page(file)
 
 
 def _write_page(runs: list[RunFolder], file: Path) -> None:
@@ -78,11 +111,11 @@ def _write_page(runs: list[RunFolder], file: Path) -> None:
         UsageError: it can't be written there.
         OSError: the disk is full or fails.
     """
-    from lowmem_seq.report.page import run_page, runs_page  # the templates' library, for those who want a page
+    from lowmem_seq.report.page import page_of  # the templates' library, for those who want a page
 
     if file.is_dir():
         raise UsageError(f"{file} is a folder.", "name the file of the page: --html report.html")
-    page = run_page(runs[0]) if len(runs) == 1 else runs_page(runs)
+    page = page_of(runs)
     try:
         write_text(file, page)
     except OSError as error:

@@ -45,6 +45,16 @@ def tiles(summary: Summary, history: History) -> list[Tile]:
     return [tile for tile in told if tile is not None]
 
 
+def machine_tile(summary: Summary) -> list[Tile]:
+    """Return how many machines trained a run, if several did, and what share of it each had."""
+    machines = summary["machines"] or []
+    shares = [machine["share"] for machine in machines]
+    if len(machines) < 2:
+        return []
+    told = "" if None in shares or len(shares) > 3 else f"{' + '.join(f'{share:.0%}' for share in shares)} of all"
+    return [Tile("machines", f"{len(machines)}", told)]
+
+
 def _quality(summary: Summary) -> Tile | None:
     """Return accuracy and loss of the part that counts most of those that are known."""
     for part, title in (("test", "test accuracy"), ("val", "validation accuracy")):

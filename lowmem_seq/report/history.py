@@ -109,23 +109,23 @@ class History:
         if kind == "planned":
             self.at_plan = self.standing
         if kind == "session_started":
-            self._go_on_after(_number(event["step"]))
-            self.effective_batch = _number(event.get("effective_batch", 0.0))
-            train_images = _number(event.get("train_images", 0.0))
+            self._go_on_after(number_of(event["step"]))
+            self.effective_batch = number_of(event.get("effective_batch", 0.0))
+            train_images = number_of(event.get("train_images", 0.0))
             self.epochs_per_step = self.effective_batch / train_images if train_images else None
         if kind in BY_STEP:
-            step = _number(event["step"])
+            step = number_of(event["step"])
             self._step = max(self._step, step)
             for name in BY_STEP[kind]:
                 if event.get(name) is not None:
-                    self.by_step[name].add(step, _number(event[name]), at)
+                    self.by_step[name].add(step, number_of(event[name]), at)
         for name in BY_TIME.get(kind, ()):
             if event.get(name) is not None:
-                self.by_time[name].add(self.clock.alive_seconds, _number(event[name]), at)
+                self.by_time[name].add(self.clock.alive_seconds, number_of(event[name]), at)
         if kind in TAKES_OUT:
-            self.clock.take_out(event, _number(event.get("seconds", 0.0)))
+            self.clock.take_out(event, number_of(event.get("seconds", 0.0)))
         if "stalled_seconds" in event:
-            self.clock.take_stalled(_number(event["stalled_seconds"]))
+            self.clock.take_stalled(number_of(event["stalled_seconds"]))
 
     def _go_on_after(self, step: float) -> None:
         self.repeated_steps += int(max(0.0, self._step - step))
@@ -143,7 +143,7 @@ class History:
             self.marks.append(Mark(self.clock.alive_seconds, told.kind, told.text))
 
 
-def _number(value: object) -> float:
+def number_of(value: object) -> float:
     """Return a number of an event, if it can be drawn.
 
     Raises:

@@ -8,7 +8,6 @@ nothing: what a name in a run might smuggle in could neither run nor speak to an
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import time
@@ -19,18 +18,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowmem_seq import __version__
-from lowmem_seq.errors import LowmemSeqError, UsageError
+from lowmem_seq.errors import UsageError
 from lowmem_seq.files import read_limited
-from lowmem_seq.report.facts import environment_rows, name_of, predicted_and_actual, repeating_command, tiles
-from lowmem_seq.report.history import MOST_HAPPENINGS, History
+from lowmem_seq.report.facts import (
+    environment_rows,
+    machine_tile,
+    name_of,
+    predicted_and_actual,
+    repeating_command,
+    tiles,
+)
+from lowmem_seq.report.happenings import Kind
+from lowmem_seq.report.history import MOST_HAPPENINGS
+from lowmem_seq.report.machines import Line, columns_of
 from lowmem_seq.report.mistakes import FILE, Mistake, PredictionsError, read_mistakes
+from lowmem_seq.report.notes import notes_of
 from lowmem_seq.report.plots.figure import Figure, clock_text
 from lowmem_seq.report.plots.learning import learning_figures
 from lowmem_seq.report.plots.machine import machine_figures, spent_figure, timeline_figure
+from lowmem_seq.report.plots.machines import (
+    colours_of,
+    drawn_of,
+    samples_figure,
+    shared_learning,
+    shared_machines,
+    shared_spent,
+    shared_timeline,
+)
 from lowmem_seq.report.plots.outcome import confusions, outcome_figures, read_outcome
 from lowmem_seq.report.plots.several import comparison_figures
+from lowmem_seq.report.reading import read_run
 from lowmem_seq.report.series import MOST_STRETCHES
-from lowmem_seq.report.summary import UNKNOWN, Summary, summarise
+from lowmem_seq.report.shared import Reported, SharedRun, reported
 from lowmem_seq.report.table import COLUMNS, rows
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.text import harmless
@@ -47,84 +66,128 @@ LONGEST_NAME = 300
 MOST_CONFIG_BYTES = 64_000
 
 
-def read_run(run: RunFolder, most_stretches: int = MOST_STRETCHES) -> tuple[Summary, History]:
-    """Return the figures of a run and what its events tell over time, read in one pass.
+def page_of(runs: Sequence[RunFolder]) -> str:
+    """Return the page of some folders: of the one run that they hold, or of several runs side by side.
 
-    Of a run that can't be read `state` says why, and the history has what its events tell all the same.
+    It is made of what there is, also while a run goes on, or where something is missing or broken.
     """
-    history = History(most_stretches)
-    try:
-        run.refuse_links()  # a read would wait for ever at a pipe, or read a device without end
-    except (LowmemSeqError, OSError) as error:
-        return _unreadable(run, error), history
-    try:
-        return summarise(run, history.listening(run.events)), history
-    except (LowmemSeqError, OSError) as error:
-        history = History(most_stretches)
-        with contextlib.suppress(OSError):
-            for event in run.events:
-                history.take(event)
-        return _unreadable(run, error), history
+    most = max(LEAST_STRETCHES, min(MOST_STRETCHES, MOST_STRETCHES_OF_ALL // len(runs)))
+    found = reported([read_run(run, most) for run in runs])
+    return _page_of_one(found[0]) if len(found) == 1 else _page_of_several(found)
 
 
-def _unreadable(run: RunFolder, error: LowmemSeqError | OSError) -> Summary:
-    fault = error.message if isinstance(error, LowmemSeqError) else f"it can't be read: {error}"
-    return dict(UNKNOWN, run=str(run.path), state=f"unreadable: {fault}")
-
-
-def run_page(run: RunFolder) -> str:
-    """Return the page of one run, also while it runs or where something is missing or broken."""
-    summary, history = read_run(run)
-    faults: list[str] = []
+def _page_of_one(one: Reported) -> str:
+    summary, history, run, shared = one.summary, one.lead.history, one.lead.run, one.shared
+    faults = _faults(one)
     environment = _read_json(run, run.environment_file, faults)
     plan = _read_json(run, run.plan_file, faults) or history.last.get("planned") or {}
     outcome = read_outcome(history.last.get("test"), history.last.get("session_started"))
-    mistakes = _read_mistakes(run, faults)
-    timeline, spent = timeline_figure(history), spent_figure(history)
-    drawn = {
-        "learning": learning_figures(history),
-        "machine": machine_figures(history),
-        "story": [] if timeline is None else [timeline],
-        "time": [] if spent is None else [spent],
-        "tested": [] if outcome is None else outcome_figures(outcome),
-    }
-    state, _, why = str(summary["state"]).partition(": ")
-    if history.odd_count:
-        faults.append(
-            f"{history.odd_count:,} of {history.event_count:,} events are not as expected; they were left out."
-        )
+    drawn = {**_drawn(one), "tested": [] if outcome is None else outcome_figures(outcome)}
+    happenings, left_out = _happenings(one)
     return _render(
         "run.html",
         drawn,
         title=name_of(run),
         summary=summary,
         data_name=Path(summary["data"] or "").name,
-        state=state,
-        faults=[why, *faults] if why else faults,
-        tiles=tiles(summary, history),
-        happenings=[(clock_text(one.at), one.kind, one.text) for one in history.happenings],
-        happenings_left_out=max(0, history.happening_count - MOST_HAPPENINGS),
+        state=str(summary["state"]).partition(": ")[0],
+        faults=faults,
+        tiles=[*tiles(summary, history), *machine_tile(summary)],
+        machines=None if shared is None else _machines(shared),
+        notes=[] if shared is None else notes_of(shared),
+        happenings=happenings,
+        happenings_left_out=left_out,
         compared=predicted_and_actual(plan, history),
         confusions=[] if outcome is None else confusions(outcome),
-        mistakes=mistakes,
+        mistakes=_read_mistakes(run, faults),
         command=repeating_command(run, environment),
         config=_read_config(run),
-        environment=environment_rows(environment),
+        environments=_environments(one, environment),
         resume_command=run.resume_command,
     )
 
 
-def runs_page(runs: Sequence[RunFolder]) -> str:
-    """Return the page of several runs: the table, and their curves over each other."""
-    most = max(LEAST_STRETCHES, min(MOST_STRETCHES, MOST_STRETCHES_OF_ALL // len(runs)))
-    read = [read_run(run, most) for run in runs]
-    named = [(name_of(run), history) for run, (_, history) in zip(runs, read, strict=True)]
+def _drawn(one: Reported) -> dict[str, list[Figure]]:
+    """Return the plots of a run, and of its machines over each other where there are several."""
+    history, shared = one.lead.history, one.shared
+    drawn = [] if shared is None else drawn_of(shared)
+    samples = None if shared is None else samples_figure(shared)
+    timeline = timeline_figure(history) if shared is None else shared_timeline(shared, drawn)
+    spent = spent_figure(history) if len(drawn) < 2 else shared_spent(drawn)
+    return {
+        "samples": [] if samples is None else [samples],
+        "learning": learning_figures(history) if len(drawn) < 2 else shared_learning(drawn, history),
+        "machine": machine_figures(history) if len(drawn) < 2 else shared_machines(drawn),
+        "story": [] if timeline is None else [timeline],
+        "time": [] if spent is None else [spent],
+    }
+
+
+def _faults(one: Reported) -> list[str]:
+    """Return what is wrong with the folders of a run, each with its name where there are several."""
+    faults: list[str] = []
+    for reading in one.readings:
+        whose = f"{reading.run.path}: " if len(one.readings) > 1 else ""
+        _, _, why = str(reading.summary["state"]).partition(": ")
+        faults += [f"{whose}{why}"] if why else []
+        history, odd = reading.history, reading.odd_count
+        if odd:
+            faults.append(
+                f"{whose}{odd:,} of {history.event_count:,} events are not as expected; they were left out."
+            )
+    return faults
+
+
+def _happenings(one: Reported) -> tuple[list[tuple[str, str, Kind, str]], int]:
+    """Return what happened, in words, the newest; and how many lines were left out.
+
+    Each is machine, time, kind and text; no machine where there is one alone.
+    """
+    drawn = [] if one.shared is None else drawn_of(one.shared)
+    told = [(machine.name, happening) for machine in drawn for happening in machine.history.happenings]
+    if len(drawn) < 2:
+        told = [("", happening) for happening in one.lead.history.happenings]
+    told.sort(key=lambda pair: pair[1].at or 0.0)
+    count = sum(reading.history.happening_count for reading in one.readings)
+    shown = [(name, clock_text(at), kind, text) for name, (at, kind, text) in told[-MOST_HAPPENINGS:]]
+    return shown, max(0, count - MOST_HAPPENINGS)
+
+
+def _environments(one: Reported, lead: dict[str, Any] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what each machine was, under its name where there are several."""
+    drawn = (
+        [] if one.shared is None else [machine for machine in one.shared.machines if machine.reading is not None]
+    )
+    if len(drawn) < 2:
+        found = [("", environment_rows(lead))]
+    else:
+        found = [
+            (machine.label, environment_rows(_read_json(run, run.environment_file, [])))
+            for machine in drawn
+            if machine.reading is not None and (run := machine.reading.run)
+        ]
+    return [(label, told) for label, told in found if told]
+
+
+def _machines(shared: SharedRun) -> tuple[list[list[str]], list[Line], list[str]]:
+    """Return the table of machines by its columns and lines, and the colours that machines have in the plots."""
+    columns, lines = columns_of(shared)
+    return columns, lines, colours_of(shared)
+
+
+def _page_of_several(found: Sequence[Reported]) -> str:
+    named = [(name_of(one.lead.run), one.lead.history) for one in found]
     return _render(
         "runs.html",
         {"learning": comparison_figures(named)},
-        title=f"{len(runs)} runs",
+        title=f"{len(found)} runs",
         columns=COLUMNS,
-        rows=rows([summary for summary, _ in read]),
+        rows=rows([one.summary for one in found]),
+        shared=[
+            (name_of(one.lead.run), _machines(one.shared), notes_of(one.shared))
+            for one in found
+            if one.shared is not None
+        ],
     )
 
 

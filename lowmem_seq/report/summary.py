@@ -48,10 +48,13 @@ UNKNOWN: Summary = {
     "restarts": 0,
     "peers": None,
     "eta_seconds": None,
+    "machines": None,
 }
 
-
-WORDS = (*("run", "name", "state", "data", "classes", "class_accuracies", "device", "precision", "weights_sha256"),)
+WORDS = (
+    *("run", "name", "state", "data", "classes", "class_accuracies", "device", "precision", "weights_sha256"),
+    "machines",
+)
 """What is no number."""
 OF_THE_END = ("test_loss", "test_accuracy", "class_accuracies", "weights_sha256")
 """What the end of a run tells; a session that goes on with it takes it back."""

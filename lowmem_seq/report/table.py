@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.report.shared import UNKNOWN_MACHINE
 from lowmem_seq.report.summary import UNKNOWN, Summary
 from lowmem_seq.text import harmless
 from lowmem_seq.units import format_bytes, format_seconds
@@ -31,6 +32,14 @@ COLUMNS = (
 LEFT_OUT_FIRST = ("model", "parameters", "images/s", "epochs", "data", "peak RAM", "state")
 NOT_KNOWN = "-"
 FORMULA_MARKS = ("=", "+", "-", "@")
+OF_A_MACHINE = {"machine": "machine", "name": "machine_name", "run": "machine_run"}
+"""Columns of CSV for figures of a machine whose keys are also those of a run, and mean something else there."""
+OF_THE_RUN = ("run", "name", "data")
+"""What a machine's line of CSV has of its run."""
+CSV_COLUMNS = (
+    *(key for key in UNKNOWN if key != "machines"),
+    *(OF_A_MACHINE.get(key, key) for key in UNKNOWN_MACHINE if key not in UNKNOWN or key in OF_A_MACHINE),
+)
 
 
 def rows(summaries: list[Summary]) -> list[list[str]]:
@@ -113,16 +122,25 @@ def markdown_table(summaries: list[Summary]) -> str:
         "| " + " | ".join(title for title, _ in COLUMNS) + " |",
         "| " + " | ".join("---:" if side == "right" else "---" for _, side in COLUMNS) + " |",
     ]
-    lines += ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows(summaries)]
+    lines += ["| " + " | ".join(escaped(cell) for cell in row) + " |" for row in rows(summaries)]
     return "\n".join(lines) + "\n"
 
 
 def csv_table(summaries: list[Summary]) -> str:
-    """Return a line for each run, under a line of the keys, which are the JSON's; a list is JSON in its cell."""
+    """Return a line for each run, under a line of the keys, which are the JSON's; a list is JSON in its cell.
+
+    Below a run of several machines is a line for each of them.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(UNKNOWN)
-    writer.writerows([_cell(one[key]) for key in UNKNOWN] for one in summaries)
+    writer.writerow(CSV_COLUMNS)
+    for one in summaries:
+        writer.writerow(_cell(one.get(key)) for key in CSV_COLUMNS)
+        for machine in one["machines"] or ():
+            told = {OF_A_MACHINE.get(key, key): value for key, value in machine.items()} | {
+                key: one[key] for key in OF_THE_RUN
+            }
+            writer.writerow(_cell(told.get(key)) for key in CSV_COLUMNS)
     return file.getvalue()
 
 
@@ -136,7 +154,8 @@ def _cell(value: object) -> object:
     return value
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return text as Markdown shows it, letter by letter."""
     for mark in "\\|<>*_`[]":
         text = text.replace(mark, f"\\{mark}")
     return text

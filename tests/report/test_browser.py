@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from benchmarks.browser import NO_BROWSER, SECONDS_TO_DRAW, Browser, open_browser
 from lowmem_seq.files import write_text
-from lowmem_seq.report.page import run_page, runs_page
+from lowmem_seq.report.page import page_of
 from lowmem_seq.runs.folder import RunFolder, create_run
 from tests.builders import tiny_config
 from tests.report.predictions import write_predictions
@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = create_run(folder / "run", tiny_config())
     tell_a_story(run)
     write_predictions(run.path, ["a", "b"])
-    write_text(folder / "report.html", run_page(run))
+    write_text(folder / "report.html", page_of([run]))
     return folder / "report.html"
 
 
@@ -184,7 +184,7 @@ def test_hostile_names_are_shown_and_do_nothing(browser: Browser, tmp_path: Path
     run.events.append("test", step=1, test_loss=1.0, test_accuracy=0.5, **classes)
     write_predictions(run.path, HOSTILE, mistakes=count)
     page = tmp_path / "report.html"
-    write_text(page, run_page(run))
+    write_text(page, page_of([run]))
     browser.open(page, width=375)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
@@ -197,7 +197,7 @@ def test_hostile_names_are_shown_and_do_nothing(browser: Browser, tmp_path: Path
 def test_several_runs_are_drawn(browser: Browser, run: RunFolder, tmp_path: Path) -> None:
     history_of_a_story(run)
     page = tmp_path / "report.html"
-    write_text(page, runs_page([run, run]))
+    write_text(page, page_of([run, run]))
     browser.open(page)
     assert browser.complaints() == []
     legend: Any = browser.run(

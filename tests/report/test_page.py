@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.report import invented_events
 from lowmem_seq.files import write_json, write_text
-from lowmem_seq.report.page import run_page, runs_page
+from lowmem_seq.report.page import page_of
 from lowmem_seq.report.plots.outcome import MOST_IN_A_MATRIX
 from lowmem_seq.runs.folder import RunFolder
 from tests.builders import NEEDS_LINKS
@@ -84,7 +84,7 @@ def tell_a_story(run: RunFolder) -> None:
 def test_a_finished_run_s_page_has_all_its_parts(run: RunFolder) -> None:
     tell_a_story(run)
     write_predictions(run.path, ["a", "b"])
-    page = run_page(run)
+    page = page_of([run])
     assert [figure["name"] for figure in figures_of(page)] == [
         *("loss", "accuracy", "learning-rate", "memory", "speed", "timeline", "spent", "classes", "confusion"),
     ]
@@ -100,7 +100,7 @@ def test_a_finished_run_s_page_has_all_its_parts(run: RunFolder) -> None:
 
 def test_each_plot_has_a_place_a_title_and_a_text(run: RunFolder) -> None:
     tell_a_story(run)
-    page = run_page(run)
+    page = page_of([run])
     ids = [attributes["id"] for _, attributes in Texts(page).elements if attributes.get("id")]
     assert len(ids) == len(set(ids))
     for figure in figures_of(page):
@@ -119,7 +119,7 @@ def test_a_hostile_name_is_text_wherever_it_stands(run: RunFolder, name: str) ->
     finish(run)
     write_predictions(run.path, [name, "b"])
     write_json(run.environment_file, {"command": ["x", "train", name], "packages": {name: name}})
-    page = run_page(run)
+    page = page_of([run])
     told, plain = Texts(page), Texts(run_page_of_nothing(run))
     added = [element for element in told.elements if element[0] in ("script", "iframe", "object", "embed", "link")]
     assert added == [element for element in plain.elements if element[0] in ("script", "link")]
@@ -136,14 +136,14 @@ def run_page_of_nothing(run: RunFolder) -> str:
     """The page of the same folder without its events."""
     kept = run.events.path.read_bytes()
     run.events.path.unlink()
-    page = run_page(run)
+    page = page_of([run])
     run.events.path.write_bytes(kept)
     return page
 
 
 def test_the_policy_allows_the_page_s_own_scripts_and_loads_nothing(run: RunFolder) -> None:
     start_session(run)
-    page = run_page(run)
+    page = page_of([run])
     found = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert found is not None
     policy = dict(part.strip().split(" ", 1) for part in html.unescape(found[1]).split(";"))
@@ -158,7 +158,7 @@ def test_the_policy_allows_the_page_s_own_scripts_and_loads_nothing(run: RunFold
 def test_before_the_first_event_every_part_says_that_there_is_nothing(run: RunFolder) -> None:
     run.environment_file.unlink()
     run.plan_file.unlink()
-    page = run_page(run)
+    page = page_of([run])
     assert figures_of(page) == []
     assert Texts(page).text.count("yet.") >= 4
     assert "lowmem-seq resume" in page
@@ -167,7 +167,7 @@ def test_before_the_first_event_every_part_says_that_there_is_nothing(run: RunFo
 def test_a_running_run_is_told_to_be_one(run: RunFolder) -> None:
     start_session(run)
     with run.locked():
-        assert "The run was running when this page was made" in run_page(run)
+        assert "The run was running when this page was made" in page_of([run])
 
 
 def break_config(run: RunFolder) -> None:
@@ -205,7 +205,7 @@ def test_a_broken_folder_s_page_says_what_is_broken_and_shows_the_rest(
 ) -> None:
     tell_a_story(run)
     damage(run)
-    page = run_page(run)
+    page = page_of([run])
     assert said in Texts(page).text
     assert {"loss", "memory", "timeline"} <= {figure["name"] for figure in figures_of(page)}
 
@@ -214,7 +214,7 @@ def test_a_broken_folder_s_page_says_what_is_broken_and_shows_the_rest(
 def test_a_folder_with_a_link_is_not_read(run: RunFolder) -> None:
     (run.path / "elsewhere").symlink_to("/")
     tell_a_story(run)
-    page = run_page(run)
+    page = page_of([run])
     assert "is a link" in Texts(page).text
     assert figures_of(page) == []
 
@@ -228,7 +228,7 @@ def test_the_largest_page_is_not_too_large(run: RunFolder) -> None:
     figures: dict[str, Any] = {"class_accuracies": [0.123456] * count, "confusion": [[123] * count] * count}
     tell(run, "test", step=60, test_loss=1.0, test_accuracy=0.5, **figures)
     write_predictions(run.path, classes, mistakes=24, side=96)
-    page = run_page(run)
+    page = page_of([run])
     assert [figure["name"] for figure in figures_of(page)][-1] == "confusion"
     assert len(page.encode()) < LARGEST_PAGE_BYTES
 
@@ -236,7 +236,7 @@ def test_the_largest_page_is_not_too_large(run: RunFolder) -> None:
 def test_several_runs_share_a_page(run: RunFolder, tmp_path: Any) -> None:
     tell_a_story(run)
     missing = RunFolder(tmp_path / "<b>broken")
-    page = runs_page([run, run, missing])
+    page = page_of([run, run, missing])
     assert [figure["name"] for figure in figures_of(page)][-1] == "memory"
     told = Texts(page)
     assert "60.00%" in told.text
@@ -248,4 +248,4 @@ def test_a_page_of_many_runs_stays_small(run: RunFolder) -> None:
     start_session(run)
     for step in range(2000):
         train_to(run, step, loss=1 / (step + 1), learning_rate=0.1)
-    assert len(runs_page([run] * 60).encode()) < LARGEST_PAGE_BYTES
+    assert len(page_of([run] * 60).encode()) < LARGEST_PAGE_BYTES

@@ -90,6 +90,7 @@ def test_a_finished_run_is_summed_up(run: RunFolder) -> None:
         "restarts": 0,
         "peers": None,
         "eta_seconds": None,
+        "machines": None,
     }
 
 

@@ -29,7 +29,9 @@ from lowmem_seq.report.plots.figure import (
 from lowmem_seq.report.series import Point
 from lowmem_seq.units import format_bytes, format_seconds
 
-SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE}
+THE_RUN = "the run"
+"""The lane of a timeline that tells what a run of one machine was at."""
+SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE, "alone": VIOLET}
 SPENT_COLOURS = {"training": BLUE, "evaluation": GREEN, "saving": VIOLET, "waiting": ORANGE, "starting": GREY}
 LANES: dict[str, tuple[str, str, str]] = {
     "died": ("died", "x", RED),
@@ -44,11 +46,12 @@ LANES: dict[str, tuple[str, str, str]] = {
 
 def machine_figures(history: History) -> list[Figure]:
     """Return the plots of memory and speed, as far as they are known."""
-    figures = (_memory(history), _speed(history))
+    figures = (memory_figure(history), _speed(history))
     return [figure for figure in figures if figure is not None]
 
 
-def _memory(history: History) -> Figure | None:
+def memory_figure(history: History) -> Figure | None:
+    """Return what was held under the cap, with each change of setting."""
     held, peaks, caps = (history.by_time[f"{name}_bytes"] for name in ("tree", "peak_tree", "cap"))
     if not held:
         return None
@@ -77,11 +80,11 @@ def _changes(marks: Sequence[Mark], held: list[Point], unit_seconds: float, scal
         chosen = [mark for mark in marks if mark.kind == kind]
         places = [short(mark.seconds / unit_seconds) for mark in chosen]
         heights = [short(_height_at(held, mark.seconds) / scale) for mark in chosen]
-        traces += [_marks(kind, places, heights, [mark.text for mark in chosen])] if chosen else []
+        traces += [mark_trace(kind, places, heights, [mark.text for mark in chosen])] if chosen else []
     return traces
 
 
-def _marks(kind: str, places: list[Any], heights: list[Any], texts: list[str]) -> Trace:
+def mark_trace(kind: str, places: list[Any], heights: list[Any], texts: list[str]) -> Trace:
     """Return marks of one kind, which say what happened when they are pointed at."""
     name, symbol, colour = LANES[kind]
     return {
@@ -138,15 +141,15 @@ def timeline_figure(history: History) -> Figure | None:
     spans = history.clock.spans
     if not spans:
         return None
-    data = [_bars(what, [span for span in spans if span.what == what]) for what in SPAN_COLOURS]
+    data = [span_bars(what, [(THE_RUN, span) for span in spans if span.what == what]) for what in SPAN_COLOURS]
     data = [trace for trace in data if trace["x"]]
     for kind, (name, _, _) in LANES.items():
         chosen = [one for one in history.happenings if one.kind == kind and one.at is not None]
         if chosen:
             texts = [f"{clock_text(one.at)}: {one.text}" for one in chosen]
-            marks = _marks(kind, [clock_text(one.at) for one in chosen], [name] * len(chosen), texts)
+            marks = mark_trace(kind, [clock_text(one.at) for one in chosen], [name] * len(chosen), texts)
             data.append({**marks, "showlegend": False})  # its lane has its name
-    lanes = ["the run", *dict.fromkeys(lane for trace in data for lane in trace["y"] if lane != "the run")]
+    lanes = [THE_RUN, *dict.fromkeys(lane for trace in data for lane in trace["y"] if lane != THE_RUN)]
     sessions = len(history.clock.session_starts) + 1
     died = sum(one.kind == "died" for one in history.happenings)
     text = (
@@ -161,14 +164,14 @@ def timeline_figure(history: History) -> Figure | None:
     return Figure("timeline", "Timeline", text, data, layout, 150 + 34 * len(lanes), is_wide=True)
 
 
-def _bars(what: str, spans: Sequence[Span]) -> Trace:
-    """Return the stretches in which something went on; Plotly takes their lengths in milliseconds."""
+def span_bars(what: str, spans: Sequence[tuple[str, Span]]) -> Trace:
+    """Return when something went on, each stretch in a lane; Plotly takes their lengths in milliseconds."""
     return {
         **{"type": "bar", "orientation": "h", "name": what, "marker": {"color": SPAN_COLOURS[what]}},
-        **{"y": ["the run"] * len(spans), "base": [clock_text(span.begin) for span in spans]},
-        "x": [short((span.end - span.begin) * 1000) for span in spans],
+        **{"y": [lane for lane, _ in spans], "base": [clock_text(span.begin) for _, span in spans]},
+        "x": [short((span.end - span.begin) * 1000) for _, span in spans],
         "text": [
-            f"{what} from {clock_text(span.begin)} for {format_seconds(span.end - span.begin)}" for span in spans
+            f"{what} from {clock_text(span.begin)} for {format_seconds(span.end - span.begin)}" for _, span in spans
         ],
         **{"textposition": "none", "hovertemplate": "%{text}<extra></extra>"},
     }
