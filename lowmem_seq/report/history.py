@@ -25,6 +25,7 @@ BY_STEP = {
 BY_TIME = {"train": ("images_per_second",), "memory": ("tree_bytes", "peak_tree_bytes", "cap_bytes")}
 """Figures of an event that are curves over the run's own time."""
 KEPT = ("planned", "session_started", "test")
+"""A session that goes on with a run takes its test back: the weights are other ones from there on."""
 CHANGES = ("setting_changed", "micro_batch_changed")
 """The second: as releases before wrote it."""
 MOST_HAPPENINGS = 300
@@ -128,6 +129,7 @@ class History:
             self.clock.take_stalled(_number(event["stalled_seconds"]))
 
     def _go_on_after(self, step: float) -> None:
+        self.last.pop("test", None)
         self.repeated_steps += int(max(0.0, self._step - step))
         self._step = step
         for series in self.by_step.values():

@@ -78,8 +78,9 @@ def run_page(run: RunFolder) -> str:
     faults: list[str] = []
     environment = _read_json(run, run.environment_file, faults)
     plan = _read_json(run, run.plan_file, faults) or history.last.get("planned") or {}
-    outcome = read_outcome(history.last.get("test"), history.last.get("session_started"))
-    mistakes = _read_mistakes(run, faults)
+    tested = history.last.get("test", {})
+    outcome = read_outcome(tested, history.last.get("session_started"))
+    mistakes = _read_mistakes(run, tested.get("weights_sha256"), faults)
     timeline, spent = timeline_figure(history), spent_figure(history)
     drawn = {
         "learning": learning_figures(history),
@@ -136,13 +137,13 @@ def _read_json(run: RunFolder, path: Path, faults: list[str]) -> dict[str, Any] 
         return None
 
 
-def _read_mistakes(run: RunFolder, faults: list[str]) -> list[Mistake]:
+def _read_mistakes(run: RunFolder, weights_sha256: object, faults: list[str]) -> list[Mistake] | None:
     try:
         run.refuse_links()
-        return read_mistakes(run.path / FILE)
+        return read_mistakes(run.path / FILE, weights_sha256)
     except (PredictionsError, UsageError, OSError) as error:
         faults.append(str(error))
-        return []
+        return None
 
 
 def _read_config(run: RunFolder) -> str:

@@ -10,6 +10,7 @@ from lowmem_seq.runs.folder import RunFolder
 
 BATCH, TRAIN_IMAGES, STEPS = 40, 400, 60
 CAP_BYTES = 10**9
+TESTED_WEIGHTS = "ab"
 
 
 def tell(run: RunFolder, event: str, at: float | None = None, **details: Any) -> None:
@@ -109,7 +110,7 @@ def stop(run: RunFolder, step: int) -> None:
     tell(run, "session_ended", state="stopped", step=step, wall_seconds=5.0)
 
 
-def finish(run: RunFolder, weights_sha256: str = "ab") -> None:
+def finish(run: RunFolder, weights_sha256: str = TESTED_WEIGHTS) -> None:
     """The last validation, the test and the end."""
     validate(run, STEPS)
     tested: dict[str, Any] = {

@@ -15,6 +15,7 @@ from lowmem_seq.files import write_text
 from lowmem_seq.report.page import run_page, runs_page
 from lowmem_seq.runs.folder import RunFolder, create_run
 from tests.builders import tiny_config
+from tests.report.builders import TESTED_WEIGHTS
 from tests.report.predictions import write_predictions
 from tests.report.test_page import HOSTILE, tell_a_story
 from tests.report.test_plots import history_of_a_story
@@ -181,7 +182,9 @@ def test_hostile_names_are_shown_and_do_nothing(browser: Browser, tmp_path: Path
     started = {"step": 0, "total_steps": 60, "effective_batch": 40, "train_images": 400}
     run.events.append("session_started", **started, classes=HOSTILE)
     run.events.append("peer_joined", machine="1", name=HOSTILE[1])
-    run.events.append("test", step=1, test_loss=1.0, test_accuracy=0.5, **classes)
+    run.events.append(
+        "test", step=1, test_loss=1.0, test_accuracy=0.5, weights_sha256=TESTED_WEIGHTS, **classes
+    )
     write_predictions(run.path, HOSTILE, mistakes=count)
     page = tmp_path / "report.html"
     write_text(page, run_page(run))

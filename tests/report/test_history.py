@@ -45,6 +45,13 @@ def test_a_run_becomes_curves(run: RunFolder) -> None:
     assert history.odd_count == 0
 
 
+def test_a_session_that_goes_on_after_the_test_takes_it_back(run: RunFolder) -> None:
+    start_session(run)
+    finish(run)
+    start_session(run, step=60)
+    assert "test" not in history_of(run).last
+
+
 def test_what_a_crash_undid_is_left_out_of_the_curves_and_counted(run: RunFolder) -> None:
     start_session(run)
     train_to(run, 20, loss=2.0)

@@ -71,7 +71,7 @@ def test_learning_is_drawn_and_told(run: RunFolder) -> None:
     assert "went from 2.500 to 2.000 within 10 steps" in figures["loss"].text
     assert (
         figures["accuracy"].text
-        == "Validation accuracy was highest, 25.00%, at step 10. On the test part it was 20.00%."
+        == "Validation accuracy was highest, 25.00%, at step 10. On the test part it was 20.00% at step 10."
     )
 
 

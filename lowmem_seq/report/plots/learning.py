@@ -51,7 +51,8 @@ def _accuracy(history: History) -> Figure | None:
         best = max(validated, key=lambda point: point.y)
         told.append(f"Validation accuracy was highest, {best.y:.2%}, {_at(history, best)}.")
     if tested:
-        told.append(f"On the test part it was {first_and_last(tested)[1].y:.2%}.")
+        last = first_and_last(tested)[1]
+        told.append(f"On the test part it was {last.y:.2%} {_at(history, last)}.")
     layout = axes(STEP, "accuracy", rangemode="normal", tickformat=".0%", hoverformat=".2%")
     return Figure("accuracy", "Accuracy", " ".join(told), _evaluations(validated, tested), layout)
 
