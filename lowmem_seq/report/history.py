@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lowmem_seq.report.clock import TAKES_OUT, Clock
 from lowmem_seq.report.happenings import Happening, Kind, tell
 from lowmem_seq.report.series import MOST_STRETCHES, Series
+from lowmem_seq.report.summary import Middle
 from lowmem_seq.runs.events import Event
 
 BY_STEP = {
@@ -41,6 +42,16 @@ class Mark(NamedTuple):
     """Of the run's own time."""
     kind: Kind
     text: str
+
+
+class NearestToCap(NamedTuple):
+    """When a run was nearest to the cap that it had at that time."""
+
+    share: float
+    """That it held of the cap."""
+    cap_bytes: float
+    was_the_only_cap: bool
+    """Whether the run never had another one."""
 
 
 class Standing(NamedTuple):
@@ -74,8 +85,11 @@ class History:
         self.epochs_per_step: float | None = None
         self.last: dict[str, Event] = {}
         """The last event of each kind in KEPT."""
+        self.nearest_to_cap: NearestToCap | None = None
+        self.rates, self.rates_of_plan = Middle(), Middle()
+        """Images a second, of all sessions and since the plan in force was made; curves keep the odd ones alone."""
         self.at_plan = Standing()
-        """When the plan in force was made."""
+        """When that plan was made."""
         self.event_count = 0
         self.odd_count = 0
         """Events that are not as this release knows them."""
@@ -108,7 +122,7 @@ class History:
         if kind in KEPT:
             self.last[kind] = event
         if kind == "planned":
-            self.at_plan = self.standing
+            self.at_plan, self.rates_of_plan = self.standing, Middle()
         if kind == "session_started":
             self._go_on_after(_number(event["step"]))
             self.effective_batch = _number(event.get("effective_batch", 0.0))
@@ -120,13 +134,30 @@ class History:
             for name in BY_STEP[kind]:
                 if event.get(name) is not None:
                     self.by_step[name].add(step, _number(event[name]), at)
-        for name in BY_TIME.get(kind, ()):
-            if event.get(name) is not None:
-                self.by_time[name].add(self.clock.alive_seconds, _number(event[name]), at)
+        self._take_machine(event, at)
         if kind in TAKES_OUT:
             self.clock.take_out(event, _number(event.get("seconds", 0.0)))
         if "stalled_seconds" in event:
             self.clock.take_stalled(_number(event["stalled_seconds"]))
+
+    def _take_machine(self, event: Event, at: float | None) -> None:
+        names = [name for name in BY_TIME.get(event["event"], ()) if event.get(name) is not None]
+        figures = {name: _number(event[name]) for name in names}
+        for name, number in figures.items():
+            self.by_time[name].add(self.clock.alive_seconds, number, at)
+        if "images_per_second" in figures:
+            for middle in (self.rates, self.rates_of_plan):
+                middle.add(figures["images_per_second"])
+        if figures.get("cap_bytes"):
+            held = max(figures.get(name, 0.0) for name in ("tree_bytes", "peak_tree_bytes"))
+            self._hold_against_cap(held, figures["cap_bytes"])
+
+    def _hold_against_cap(self, held: float, cap_bytes: float) -> None:
+        before, now = self.nearest_to_cap, NearestToCap(held / cap_bytes, cap_bytes, True)
+        if before is not None:
+            is_the_only = before.was_the_only_cap and before.cap_bytes == cap_bytes
+            now = max(before, now)._replace(was_the_only_cap=is_the_only)
+        self.nearest_to_cap = now
 
     def _go_on_after(self, step: float) -> None:
         self.last.pop("test", None)

@@ -194,8 +194,11 @@ def test_before_the_first_event_every_part_says_that_there_is_nothing(run: RunFo
 
 def test_a_running_run_is_told_to_be_one(run: RunFolder) -> None:
     start_session(run)
+    train_to(run, 20)
     with run.locked():
-        assert "The run was running when this page was made" in run_page(run)
+        told = Texts(run_page(run)).text
+    assert "The run was running when this page was made" in told
+    assert "time left" in told
 
 
 def break_config(run: RunFolder) -> None:

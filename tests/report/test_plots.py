@@ -86,6 +86,13 @@ def test_memory_has_its_cap_and_the_changes_on_its_curve(run: RunFolder) -> None
     assert "to a smaller setting once, to a larger one once" in figure.text
 
 
+def test_a_speed_that_was_rare_is_not_the_usual_one() -> None:
+    history = History(2)  # of whose curves the first, lowest, highest and last points alone stay
+    for step, rate in enumerate((100.0, 900.0, *[100.0] * 97, 500.0)):
+        history.take({"event": "train", "step": step, "train_loss": 1.0, "images_per_second": rate})
+    assert named(machine_figures(history))["speed"].text.startswith("The median speed was 100 images/s")
+
+
 def test_the_timeline_has_a_lane_for_each_kind(run: RunFolder) -> None:
     figure = timeline_figure(history_of_a_story(run))
     assert figure is not None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from lowmem_seq.report.clock import SPENT, Span
+from lowmem_seq.report.facts import told_share_of_cap
 from lowmem_seq.report.history import History, Mark
 from lowmem_seq.report.plots.figure import (
     BLUE,
@@ -21,7 +21,6 @@ from lowmem_seq.report.plots.figure import (
     axes,
     clock_text,
     curve,
-    first_and_last,
     paragraph,
     short,
     time_unit,
@@ -53,8 +52,8 @@ def _memory(history: History) -> Figure | None:
     if not held:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    highest, cap_bytes = max(point.y for point in (*held, *peaks)), first_and_last(caps)[1].y if caps else 0.0
-    scale, bytes_name = (1e9, "GB") if max(highest, cap_bytes) >= 1e9 else (1e6, "MB")
+    highest = max(point.y for point in (*held, *peaks))
+    scale, bytes_name = (1e9, "GB") if max((highest, *(point.y for point in caps))) >= 1e9 else (1e6, "MB")
     dashed = {"color": RED, "width": 2, "dash": "dash", "shape": "hv"}
     dotted = {"color": GREY, "width": 2, "dash": "dot", "shape": "hv"}
     data = [
@@ -63,8 +62,8 @@ def _memory(history: History) -> Figure | None:
         curve("cap", caps, RED, unit_seconds, scale, line=dashed),
         *_changes(list(history.marks), list(held), unit_seconds, scale),
     ]
-    of_the_cap = f", {highest / cap_bytes:.0%} of the cap of {format_bytes(round(cap_bytes))}" if cap_bytes else ""
-    text = f"All processes of the run held {format_bytes(round(highest))} at the most{of_the_cap}. "
+    told = [f"All processes of the run held {format_bytes(round(highest))} at the most", told_share_of_cap(history)]
+    text = f"{', '.join(filter(None, told))}. "
     layout = axes(f"{unit} that the run was alive", f"resident memory, {bytes_name}", hoverformat=".4~g")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("memory", "Memory under its cap", text + _told_changes(history), data, layout, 320, is_wide=True)
@@ -126,8 +125,7 @@ def _speed(history: History) -> Figure | None:
     if not rates:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    usual = statistics.median_high([point.y for point in rates])
-    text = f"The run trained at {usual:,.0f} images/s most of the time; evaluations and saves are left out."
+    text = f"The median speed was {history.rates.value or 0.0:,.0f} images/s; evaluations and saves are left out."
     layout = axes(f"{unit} that the run was alive", "images/s", hoverformat=",.0f")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("speed", "Speed", text, [curve("images/s", rates, BLUE, unit_seconds)], layout, is_wide=True)
