@@ -24,6 +24,7 @@ from lowmem_seq.report.plots.figure import (
     paragraph,
     short,
     time_unit,
+    times,
 )
 from lowmem_seq.report.series import Point
 from lowmem_seq.units import format_bytes, format_seconds
@@ -101,11 +102,7 @@ def _told_changes(history: History) -> str:
     if not history.marks:
         return "It computed with one setting all the time."
     larger = sum(mark.kind == "larger" for mark in history.marks)
-    return f"It went to a smaller setting {_times(len(history.marks) - larger)}, to a larger one {_times(larger)}."
-
-
-def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+    return f"It went to a smaller setting {times(len(history.marks) - larger)}, to a larger one {times(larger)}."
 
 
 def _session_lines(history: History, unit_seconds: float) -> list[dict[str, Any]]:
@@ -149,7 +146,7 @@ def timeline_figure(history: History) -> Figure | None:
     died = sum(one.kind == "died" for one in history.happenings)
     text = (
         f"From {clock_text(spans[0].begin)} to {clock_text(spans[-1].end)}, in {sessions} "
-        f"session{'s' * (sessions > 1)}; its trainer died {_times(died)}."
+        f"session{'s' * (sessions > 1)}; its trainer died {times(died)}."
     )
     layout = {
         "xaxis": {"type": "date"},
