@@ -23,7 +23,7 @@ def machine_groups() -> list[Group]:
             "software",
             [
                 ("Python", lambda: software.check_python(software.this_python())),
-                ("packages", lambda: software.check_packages(software.requirements_of("lowmem-seq"))),
+                ("packages", _check_packages),
                 ("torch build", _check_torch_build),
                 ("torchvision", _check_torchvision),
                 ("compiled cells", lambda: software.check_cells(*software.describe_cells())),
@@ -64,6 +64,11 @@ def machine_groups() -> list[Group]:
     ]
 
 
+def _check_packages() -> Iterator[Finding]:
+    index = software.from_cpu_index(has_nvidia_card())
+    return software.check_packages(software.requirements_of("lowmem-seq"), index=index)
+
+
 def _check_torch_build() -> Iterator[Finding]:
     return software.check_torch_build(software.read_build("torch"), has_nvidia_card())
 
@@ -74,5 +79,8 @@ def _check_torchvision() -> Iterator[Finding]:
 
 
 def _check_computing() -> Iterator[Finding]:
-    build = software.read_build("torch")
-    return computing.check_computing(has_nvidia_card() and build is not None and build.cuda is not None)
+    build, has_card = software.read_build("torch"), has_nvidia_card()
+    return computing.check_computing(
+        has_card and build is not None and build.cuda is not None,
+        reinstall=f"{computing.REINSTALL}{software.from_cpu_index(has_card)}",
+    )
