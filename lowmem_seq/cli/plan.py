@@ -256,7 +256,7 @@ def rows(config: RunConfig, plan: Plan, forecast: Forecast, machine: MachineMemo
     """Return label and value of each line below the bar."""
     batch = config.recipe.effective_batch
     given = "given by --max-ram or the settings"
-    of_machine = f"{SHARE_OF_AVAILABLE:.0%} of what is available; --max-ram gives another"
+    of_machine = f"{SHARE_OF_AVAILABLE:.0%} of what is free; --max-ram gives another"
     side_by_side = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
     layers = "no layer" if not plan.recomputed_layers else f"{plan.recomputed_layers} of {plan.layers} layers"
     counts = f"{forecast.checkpoint_count} checkpoints of {format_bytes(forecast.checkpoint_bytes)}"
@@ -264,7 +264,7 @@ def rows(config: RunConfig, plan: Plan, forecast: Forecast, machine: MachineMemo
         ("cap", f"{format_bytes(plan.cap_bytes)}, {given if plan.cap_source == 'given' else of_machine}"),
         (
             "machine",
-            f"{format_bytes(machine.available_bytes)} of {format_bytes(machine.total_bytes)} available now",
+            f"{format_bytes(machine.available_bytes)} of {format_bytes(machine.total_bytes)} free now",
         ),
         (
             "step",

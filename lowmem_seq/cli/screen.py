@@ -15,7 +15,7 @@ from lowmem_seq.cli.happenings import happening
 from lowmem_seq.cli.laptop import describe_briefly
 from lowmem_seq.cli.terminal import can_redraw, harmless
 from lowmem_seq.config import RunConfig
-from lowmem_seq.memory.plan import Plan
+from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Plan
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.runs.time_left import TimeLeft
 from lowmem_seq.supervisor.child import Message
@@ -23,6 +23,7 @@ from lowmem_seq.units import format_bytes, format_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWS = 0.5
+OF_THE_FREE = f" ({SHARE_OF_AVAILABLE:.0%} of what is free)"
 
 
 class SessionScreen:
@@ -313,7 +314,7 @@ def describe_ranks(world: dict[str, Any]) -> str:
 
 def describe_plan(plan: Plan, effective_batch: int) -> str:
     """Return the plan in a line for people."""
-    cap = format_bytes(plan.cap_bytes) + (" (70 % of what is free)" if plan.cap_source == "machine" else "")
+    cap = format_bytes(plan.cap_bytes) + (OF_THE_FREE if plan.cap_source == "machine" else "")
     cap += f", a part for each of {plan.neighbours} processes" if plan.neighbours > 1 else ""
     at_once = f", {plan.workers} at once," if plan.workers > 1 else ""
     recomputed = f", {plan.recomputed_layers} layers recomputed" if plan.recomputed_layers else ""

@@ -46,7 +46,7 @@ MaxRamOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Cap, as 6GB. [default: 70 % of the free]",
+        help="Cap, as 6GB. [default: 70% of the free]",
         rich_help_panel=MACHINE,
     ),
 ]

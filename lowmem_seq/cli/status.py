@@ -15,7 +15,7 @@ from rich.text import Text
 from lowmem_seq.cli.laptop import describe_pause
 from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
-from lowmem_seq.report.status import Status, read_status
+from lowmem_seq.report.status import ALIVE, Status, read_status
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.units import format_bytes, format_seconds
 
@@ -73,6 +73,7 @@ def rows(standing: Status, now: float) -> list[tuple[str, RenderableType]]:
     told += [
         (label, value)
         for label, value in (
+            ("time", _time(standing)),
             ("time left", _time_left(standing)),
             ("learning", learning(standing)),
             ("test", _test(standing)),
@@ -144,6 +145,13 @@ def _one_digit(number: float) -> str:
     return f"{round(number, 1):g}"
 
 
+def _time(standing: Status) -> str:
+    spent = standing.figures["wall_seconds"]
+    if spent is None:
+        return ""
+    return format_seconds(spent) + ("" if standing.figures["state"] == "finished" else " so far")
+
+
 def _time_left(standing: Status) -> str:
     left = standing.figures["eta_seconds"]
     if left is None:
@@ -161,10 +169,9 @@ def learning(standing: Status) -> str:
 
 
 def _test(standing: Status) -> str:
-    figures = standing.figures
-    if figures["test_accuracy"] is None:
-        return ""
-    return f"accuracy {figures['test_accuracy']:.2%}, loss {figures['test_loss']:.4f}"
+    accuracy, loss = (standing.figures[f"test_{name}"] for name in ("accuracy", "loss"))
+    told = [] if accuracy is None else [f"accuracy {accuracy:.2%}"]
+    return ", ".join(told if loss is None else [*told, f"loss {loss:.4f}"])
 
 
 def speed(standing: Status) -> str:
@@ -176,8 +183,9 @@ def speed(standing: Status) -> str:
 def _memory(standing: Status, now: float) -> str:
     figures, told = standing.figures, []
     at = standing.memory_unix_seconds
-    if figures["state"] in ("running", "paused") and not standing.starting and at is not None:
-        told.append(f"{format_bytes(figures['tree_bytes'])} now (seen {_ago(at, now)})")
+    if figures["state"] in ALIVE and not standing.starting and figures["tree_bytes"] is not None:
+        seen = "" if at is None else f" (seen {_ago(at, now)})"
+        told.append(f"{format_bytes(figures['tree_bytes'])} now{seen}")
     if figures["peak_tree_bytes"] is not None:
         told.append(f"peak {format_bytes(figures['peak_tree_bytes'])}")
     if figures["cap_bytes"] is not None:

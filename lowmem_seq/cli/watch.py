@@ -38,7 +38,7 @@ SECONDS_BETWEEN_LINES = 60.0
 SECONDS_TO_BEGIN = 10.0
 """What a run that was only just made may take until its process holds it."""
 MOST_HAPPENINGS = 8
-LINES_BESIDE = 20
+LINES_BESIDE = 21
 """That a screen has beside the happenings, which make room for them where it is low."""
 
 
@@ -169,8 +169,9 @@ def in_a_line(standing: Status) -> str:
     if figures["step"] is not None:
         told.append("step " + status_command.progress(standing))
     told += [part for part in (status_command.learning(standing), status_command.speed(standing)) if part]
-    if standing.memory_unix_seconds is not None and figures["state"] in ALIVE:
-        told.append(f"RAM {format_bytes(figures['tree_bytes'])} of {format_bytes(figures['cap_bytes'])}")
+    if figures["tree_bytes"] is not None and figures["state"] in ALIVE:
+        cap = "" if figures["cap_bytes"] is None else f" of {format_bytes(figures['cap_bytes'])}"
+        told.append(f"RAM {format_bytes(figures['tree_bytes'])}{cap}")
     if figures["eta_seconds"] is not None:
         told.append(f"about {format_seconds(figures['eta_seconds'])} left")
     return ", ".join(told)

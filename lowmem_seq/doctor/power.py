@@ -96,12 +96,12 @@ def check_battery(battery: Battery | None) -> Iterator[Finding]:
     elif battery.plugged_in is False:
         yield note(
             "battery",
-            f"on battery, {battery.percent:.0f} % left: most laptops compute slower, and a run empties it soon",
+            f"on battery, {battery.percent:.0f}% left: most laptops compute slower, and a run empties it soon",
             "plug it in; a run that was cut off goes on with lowmem-seq resume RUN_DIR",
             **asdict(battery),
         )
     else:
-        yield well("battery", f"plugged in, {battery.percent:.0f} %", **asdict(battery))
+        yield well("battery", f"plugged in, {battery.percent:.0f}%", **asdict(battery))
 
 
 def check_heat(power: Power, before: Heat) -> Iterator[Finding]:

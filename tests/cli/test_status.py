@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lowmem_seq.checkpoint.store import bytes_on_disk
+from lowmem_seq.cli.watch import in_a_line
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_text
 from lowmem_seq.report.status import read_status
@@ -56,7 +58,7 @@ def write_story(run: RunFolder) -> int:
     validate(run, 20, accuracy=0.612, seconds=20.0)
     restart(run, "the trainer was ended by SIGKILL, for want of memory")
     start_session(run, step=20, at=NOW - 600)
-    train_to(run, 40, loss=1.25, rate=4.0, at=NOW - 80)
+    train_to(run, 40, loss=1.25, rate=4.0, wall_seconds=1520.0, at=NOW - 80)
     saved = [save_step(run, step) for step in (20, 40)]
     save(run, 40, seconds=20.0, at=NOW - 75)
     record_memory(run, 612_000_000, 705_000_000, at=NOW - 7)
@@ -90,6 +92,7 @@ def test_a_run_that_runs_is_told_in_a_panel(
         "state      running, last event 7 s ago",
         "step       40 of 60 (67%), epoch 4 of 6",
         "━━━━━━━━━━━━━━━━━━━━━━━━━━╸",
+        "time       25 min 20 s so far",
         "time left  about 2 min 18 s",
         "learning   train loss 1.2500, last validation accuracy 61.20%",
         "speed      4 images/s (most recent)",
@@ -161,6 +164,7 @@ def test_a_finished_run_tells_its_test(command_line: CommandLine, run: RunFolder
     finish(run)
     ended = command_line("status", str(run.path))
     assert row(ended, "test") == "accuracy 60.00%, loss 1.1000"
+    assert row(ended, "time") == "12 s"
     assert row(ended, "step") == "60 of 60 (100%), epoch 6 of 6"
 
 
@@ -323,6 +327,25 @@ def test_a_link_in_the_folder_is_refused(command_line: CommandLine, run: RunFold
     (tmp_path / "elsewhere").write_text("{}")
     (run.path / "events.jsonl").symlink_to(tmp_path / "elsewhere")
     assert_refused(command_line("status", str(run.path)), 2, "is a link", "cp -rL")
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures", "label", "told"),
+    [
+        ("memory", {"peak_tree_bytes": 5_000_000}, "RAM", "peak 5.00 MB"),
+        ("memory", {"tree_bytes": 3_000_000, "peak_tree_bytes": 5_000_000}, "RAM", "3.00 MB now (seen 7 s ago), peak 5.00 MB"),
+        ("test", {"test_accuracy": 0.5}, "test", "accuracy 50.00%"),
+        ("test", {"test_loss": 1.0}, "test", "loss 1.0000"),
+    ],
+)
+def test_what_an_event_leaves_out_is_left_out(
+    command_line: CommandLine, run: RunFolder, present: None, kind: str, figures: dict[str, Any], label: str, told: str
+) -> None:
+    start_session(run, at=NOW - 9)
+    tell(run, kind, at=NOW - 7, **figures)
+    with run.locked():
+        assert row(command_line("status", str(run.path)), label) == told
+        assert in_a_line(read_status(run)).startswith("running")
 
 
 # Starting light.

@@ -71,9 +71,9 @@ def test_what_closing_the_lid_does_is_told() -> None:
     ("battery", "verdict", "words"),
     [
         (None, "pass", "none"),
-        (Battery(80.0, True), "pass", "plugged in, 80 %"),
-        (Battery(80.0, None), "pass", "80 %"),
-        (Battery(43.2, False), "note", "on battery, 43 % left"),
+        (Battery(80.0, True), "pass", "plugged in, 80%"),
+        (Battery(80.0, None), "pass", "80%"),
+        (Battery(43.2, False), "note", "on battery, 43% left"),
     ],
 )
 def test_a_machine_on_its_battery_is_told(battery: Battery | None, verdict: str, words: str) -> None:
