@@ -31,7 +31,7 @@ from lowmem_seq.report.plots.outcome import confusions, outcome_figures, read_ou
 from lowmem_seq.report.plots.several import comparison_figures
 from lowmem_seq.report.series import MOST_STRETCHES
 from lowmem_seq.report.summary import UNKNOWN, Summary, summarise
-from lowmem_seq.report.table import COLUMNS, rows
+from lowmem_seq.report.table import COLUMNS, data_name, rows
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.text import harmless
 
@@ -99,7 +99,7 @@ def run_page(run: RunFolder) -> str:
         drawn,
         title=name_of(run),
         summary=summary,
-        data_name=Path(summary["data"] or "").name,
+        data_name=data_name(summary),
         state=state,
         faults=[why, *faults] if why else faults,
         tiles=tiles(summary, history),
