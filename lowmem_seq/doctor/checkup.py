@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from lowmem_seq.doctor import computing, desk, memory, power, software, storage
 from lowmem_seq.doctor.card import has_nvidia_card
 from lowmem_seq.doctor.finding import Finding, Group
+from lowmem_seq.supervisor.awake import SystemWakefulness
 
 
 def machine_groups() -> list[Group]:
@@ -49,7 +50,7 @@ def machine_groups() -> list[Group]:
         Group(
             "power",
             [
-                ("sleep", lambda: power.check_sleep(system)),
+                ("sleep", lambda: power.check_sleep(system, SystemWakefulness())),
                 ("battery", lambda: power.check_battery(power.read_battery())),
                 ("heat", lambda: power.check_heat(system, before)),
             ],
