@@ -98,9 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ended(
-    request: pytest.FixtureRequest, place: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ended]:
+def ended(request: pytest.FixtureRequest, place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     """The lines, being run two at a time: most of each is one process that loads torch on one core."""
     folder = tmp_path_factory.mktemp("lines")
     here = [item.callspec.params["line"] for item in request.session.items if item.path == request.path]  # type: ignore[attr-defined]

@@ -56,10 +56,19 @@ def find_dataset(source: str) -> Dataset:
             return ImageZip(path)
         raise DataError(f"{path} is neither a folder nor a zip.", "give a folder or a zip of images: --data PATH")
     known = f"the catalogue has {', '.join(CATALOGUE)}; or give a folder or a zip of images: --data PATH"
+    hint = f"{nearest(source, [*CATALOGUE, *_images_beside(source)])} {known}".strip()
     if Path(source).name == source and not Path(source).suffix:
-        hint = nearest(source, list(CATALOGUE))
-        raise UsageError(f"there is no dataset or folder named {source!r}.", f"{hint} {known}".strip())
-    raise DataError(f"there is nothing at {path}.", known)
+        raise UsageError(f"there is no dataset or folder named {source!r}.", hint)
+    raise DataError(f"there is nothing at {path}.", hint)
+
+
+def _images_beside(source: str) -> Iterator[str]:
+    """Yield the folders and zips that lie where a path leads, as they would be typed."""
+    typed = Path(source)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: ~somebody who is not known here
+        for entry in typed.expanduser().parent.iterdir():
+            if entry.is_dir() or entry.suffix == ".zip":
+                yield str(typed.with_name(entry.name))
 
 
 def prepare(source: str, image_size: int, progress: Progress = silent) -> Pack:

@@ -333,13 +333,24 @@ def test_a_link_in_the_folder_is_refused(command_line: CommandLine, run: RunFold
     ("kind", "figures", "label", "told"),
     [
         ("memory", {"peak_tree_bytes": 5_000_000}, "RAM", "peak 5.00 MB"),
-        ("memory", {"tree_bytes": 3_000_000, "peak_tree_bytes": 5_000_000}, "RAM", "3.00 MB now (seen 7 s ago), peak 5.00 MB"),
+        (
+            "memory",
+            {"tree_bytes": 3_000_000, "peak_tree_bytes": 5_000_000},
+            "RAM",
+            "3.00 MB now (seen 7 s ago), peak 5.00 MB",
+        ),
         ("test", {"test_accuracy": 0.5}, "test", "accuracy 50.00%"),
         ("test", {"test_loss": 1.0}, "test", "loss 1.0000"),
     ],
 )
 def test_what_an_event_leaves_out_is_left_out(
-    command_line: CommandLine, run: RunFolder, present: None, kind: str, figures: dict[str, Any], label: str, told: str
+    command_line: CommandLine,
+    run: RunFolder,
+    present: None,
+    kind: str,
+    figures: dict[str, Any],
+    label: str,
+    told: str,
 ) -> None:
     start_session(run, at=NOW - 9)
     tell(run, kind, at=NOW - 7, **figures)

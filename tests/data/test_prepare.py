@@ -192,6 +192,21 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
         find_dataset(str(tmp_path / "a.tar.gz"))
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("photo", "photos"), ("holdiay.zip", "holiday.zip"), ("x/phtos", "x/photos")]
+)
+def test_a_folder_or_zip_that_is_nearly_named_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    for folder in ("photos", "x/photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "holiday.zip").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UsageError, DataError)) as refused:
+        find_dataset(typed)
+    assert refused.value.hint.startswith(f"did you mean {str(Path(meant))!r}?")
+
+
 def test_a_broken_note_is_as_good_as_none(photos: Path) -> None:
     pack = prepare(str(photos), 8)
     for note in (cache_folder() / "remembered").iterdir():

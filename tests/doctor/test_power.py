@@ -84,7 +84,10 @@ def test_a_machine_that_a_run_keeps_awake_has_nothing_to_mend() -> None:
 
 
 def test_what_closing_the_lid_does_is_told() -> None:
-    assert verdicts(check_sleep(FakePower(Sleep(0, 0, True)), FakeWakefulness())) == [("sleep", "pass"), ("lid", "pass")]
+    assert verdicts(check_sleep(FakePower(Sleep(0, 0, True)), FakeWakefulness())) == [
+        ("sleep", "pass"),
+        ("lid", "pass"),
+    ]
 
 
 @pytest.mark.parametrize(

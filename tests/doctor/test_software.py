@@ -77,7 +77,8 @@ def test_torch_comes_from_its_own_index_and_the_rest_from_the_usual_one() -> Non
 
 
 @pytest.mark.parametrize(
-    ("has_card", "platform", "is_needed"), [(False, "linux", True), (True, "linux", False), (False, "darwin", False)]
+    ("has_card", "platform", "is_needed"),
+    [(False, "linux", True), (True, "linux", False), (False, "darwin", False)],
 )
 def test_only_linux_without_a_card_needs_torch_s_own_index(has_card: bool, platform: str, is_needed: bool) -> None:
     assert (CPU_INDEX in from_cpu_index(has_card, platform)) is is_needed
@@ -87,7 +88,9 @@ def test_only_linux_without_a_card_needs_torch_s_own_index(has_card: bool, platf
 @pytest.mark.parametrize("torchvision", [None, Build("0.21.0", None), Build("0.28.0+cu130", "13.0")])
 def test_no_way_to_mend_torchvision_brings_cuda_where_torch_has_none(torchvision: Build | None) -> None:
     wanted = "==2.6.0" if torchvision == Build("0.21.0", None) else "==2.13.0"
-    assert the_only(check_torchvision(ON_CPU, torchvision, wanted, "linux")).fix.endswith(f" --index-url {CPU_INDEX}")
+    assert the_only(check_torchvision(ON_CPU, torchvision, wanted, "linux")).fix.endswith(
+        f" --index-url {CPU_INDEX}"
+    )
     beside_cuda = check_torchvision(FOR_CUDA, Build("0.21.0", None), "==2.6.0", "linux")
     assert "--index-url" not in the_only(beside_cuda).fix
 

@@ -75,7 +75,9 @@ def page_of_many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run that was validated once, and tested on 37 classes with long names, the first ones alike."""
     folder = tmp_path_factory.mktemp("many")
     run = create_run(folder / "run", tiny_config())
-    classes = [f"{'a name that is cut where it differs' if index < 2 else 'a long name'} {index}" for index in range(37)]
+    classes = [
+        f"{'a name that is cut where it differs' if index < 2 else 'a long name'} {index}" for index in range(37)
+    ]
     run.events.append("session_started", step=0, effective_batch=40, train_images=400, classes=classes)
     run.events.append("validation", step=60, val_loss=1.0, val_accuracy=0.5)
     matrix = [[50 if one == other else 1 for other in range(37)] for one in range(37)]
@@ -247,9 +249,7 @@ def test_hostile_names_are_shown_and_do_nothing(browser: Browser, tmp_path: Path
     started = {"step": 0, "total_steps": 60, "effective_batch": 40, "train_images": 400}
     run.events.append("session_started", **started, classes=HOSTILE)
     run.events.append("peer_joined", machine="1", name=HOSTILE[1])
-    run.events.append(
-        "test", step=1, test_loss=1.0, test_accuracy=0.5, weights_sha256=TESTED_WEIGHTS, **classes
-    )
+    run.events.append("test", step=1, test_loss=1.0, test_accuracy=0.5, weights_sha256=TESTED_WEIGHTS, **classes)
     write_predictions(run.path, HOSTILE, mistakes=count)
     page = tmp_path / "report.html"
     write_text(page, run_page(run))

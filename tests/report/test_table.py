@@ -62,7 +62,12 @@ def cells(line: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("shapes", "shapes"), ("/home/ann/photos", "photos"), ("C:\\Users\\ann\\photos.zip", "photos.zip"), (None, "")],
+    [
+        ("shapes", "shapes"),
+        ("/home/ann/photos", "photos"),
+        ("C:\\Users\\ann\\photos.zip", "photos.zip"),
+        (None, ""),
+    ],
 )
 def test_data_are_told_by_their_name_on_whatever_system_they_lie(source: str | None, name: str) -> None:
     assert data_name(summary(data=source)) == name
