@@ -1,4 +1,4 @@
-"""Every `lowmem-seq` line of the README and the guides, run: in a folder that has what they name, with a tiny model.
+"""Every `lowmem-seq` line of the README and the guides, run: in a folder that has what it names, with a tiny model.
 
 What needs no training is run by test_docs.py and cli/test_own_pictures.py; what needs a second machine by
 cluster/test_sessions.py and doctor/test_peer.py, on loopback.
