@@ -7,7 +7,7 @@ reached, what was undone is left out. Curves of the machine go by the run's own 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -29,6 +29,8 @@ KEPT = ("planned", "session_started", "test")
 """A session that goes on with a run takes its test back: the weights are other ones from there on."""
 CHANGES = ("setting_changed", "micro_batch_changed")
 """The second: as releases before wrote it."""
+OF_ITS_LENGTH = frozenset({"recipe.epochs", "steps"})
+"""Settings that say how long a run is."""
 MOST_HAPPENINGS = 300
 """The newest stay, and as many marks."""
 LARGEST_NUMBER = 10.0**15
@@ -76,7 +78,10 @@ class History:
         self.by_step = {name: Series(most_stretches) for names in BY_STEP.values() for name in names}
         self.by_time = {name: Series(most_stretches) for names in BY_TIME.values() for name in names}
         self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
-        self.happening_count = 0
+        self.counts: Counter[Kind] = Counter()
+        """Of all happenings, by their kind."""
+        self.has_another_length = False
+        """Whether it was given one on the way."""
         self.marks: deque[Mark] = deque(maxlen=MOST_HAPPENINGS)
         self.repeated_steps = 0
         """Steps that were done again, as a session ended after its last save."""
@@ -121,6 +126,8 @@ class History:
         kind = event["event"]
         if kind in KEPT:
             self.last[kind] = event
+        if kind == "config_changed":
+            self.has_another_length |= not OF_ITS_LENGTH.isdisjoint(event["changes"])
         if kind == "planned":
             self.at_plan, self.rates_of_plan = self.standing, Middle()
         if kind == "session_started":
@@ -171,7 +178,7 @@ class History:
         if told is None:
             return
         self.happenings.append(told)
-        self.happening_count += 1
+        self.counts[told.kind] += 1
         if event["event"] in CHANGES:
             self.marks.append(Mark(self.clock.alive_seconds, told.kind, told.text))
 

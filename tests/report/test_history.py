@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_the_events() -> None:
     assert all(len(series) <= 4 * MOST_STRETCHES for series in (history.by_step | history.by_time).values())
     assert len(history.happenings) == len(history.marks) == MOST_HAPPENINGS
     assert len(history.clock.spans) == MOST_SPANS + 1  # and the one under way
-    assert history.happening_count == 9_999  # three of six
+    assert history.counts.total() == 9_999  # three of six
     more = many_events(20_000)
     tracemalloc.start()
     for event in more:

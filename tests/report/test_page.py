@@ -126,6 +126,20 @@ def test_a_run_that_got_all_right_says_so(run: RunFolder) -> None:
     assert "It got none of them wrong." in Texts(run_page(run)).text
 
 
+@pytest.mark.parametrize(
+    ("changes", "repeats"),
+    [({"recipe.epochs": 60}, "config.yaml"), ({"steps": 9}, "config.yaml"), ({"machine.max_ram_bytes": "1GB"}, "tiny -q")],
+)
+def test_a_run_of_another_length_than_it_was_begun_with_is_repeated_by_its_settings(
+    run: RunFolder, changes: dict[str, Any], repeats: str
+) -> None:
+    write_json(run.environment_file, {"command": ["x", "train", "tiny", "-q"]})
+    tell(run, "config_changed", changes=changes)
+    found = re.search(r'<pre class="command"><code>lowmem-seq train (.*?)</code>', run_page(run))
+    assert found is not None
+    assert found[1].endswith(repeats)
+
+
 def test_each_plot_has_a_place_a_title_and_a_text(run: RunFolder) -> None:
     tell_a_story(run)
     page = run_page(run)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lowmem_seq.report.history import History
+from lowmem_seq.report.history import MOST_HAPPENINGS, History
 from lowmem_seq.report.plots.figure import LONGEST_LABEL, Figure, label, paragraph, time_unit
 from lowmem_seq.report.plots.learning import learning_figures
 from lowmem_seq.report.plots.machine import machine_figures, spent_figure, timeline_figure
@@ -100,6 +100,19 @@ def test_the_timeline_has_a_lane_for_each_kind(run: RunFolder) -> None:
         *("the run", "died", "computes smaller", "computes larger", "ended"),
     ]
     assert [len(trace["y"]) for trace in figure.data] == [2, 2, 1, 1, 1, 1]
+
+
+def test_all_that_happened_is_counted_however_much_is_drawn() -> None:
+    history = History()
+    history.take({"event": "session_opened", "time_unix_seconds": 1.0})
+    for number in range(2 * MOST_HAPPENINGS):
+        history.take({"event": "memory", "tree_bytes": 5, "cap_bytes": 9})
+        history.take({"event": "setting_changed", **SMALLER})
+        history.take({"event": "session_ended", "state": "crashed", "time_unix_seconds": 2.0 + number})
+    timeline = timeline_figure(history)
+    assert timeline is not None
+    assert timeline.text.endswith("its trainer died 600 times.")
+    assert "to a smaller setting 600 times" in named(machine_figures(history))["memory"].text
 
 
 def test_the_time_that_was_spent_is_one_bar(run: RunFolder) -> None:

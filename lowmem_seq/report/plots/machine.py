@@ -99,10 +99,10 @@ def _height_at(held: list[Point], seconds: float) -> float:
 
 
 def _told_changes(history: History) -> str:
-    if not history.marks:
+    smaller, larger = history.counts["smaller"], history.counts["larger"]
+    if not smaller + larger:
         return "It computed with one setting all the time."
-    larger = sum(mark.kind == "larger" for mark in history.marks)
-    return f"It went to a smaller setting {times(len(history.marks) - larger)}, to a larger one {times(larger)}."
+    return f"It went to a smaller setting {times(smaller)}, to a larger one {times(larger)}."
 
 
 def _session_lines(history: History, unit_seconds: float) -> list[dict[str, Any]]:
@@ -143,10 +143,9 @@ def timeline_figure(history: History) -> Figure | None:
             data.append({**marks, "showlegend": False})  # its lane has its name
     lanes = ["the run", *dict.fromkeys(lane for trace in data for lane in trace["y"] if lane != "the run")]
     sessions = len(history.clock.session_starts) + 1
-    died = sum(one.kind == "died" for one in history.happenings)
     text = (
         f"From {clock_text(spans[0].begin)} to {clock_text(spans[-1].end)}, in {sessions} "
-        f"session{'s' * (sessions > 1)}; its trainer died {times(died)}."
+        f"session{'s' * (sessions > 1)}; its trainer died {times(history.counts['died'])}."
     )
     layout = {
         "xaxis": {"type": "date"},
