@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.laptop import describe_pause
 from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.report.status import Status, read_status
 from lowmem_seq.runs.folder import RunFolder, open_run
+from lowmem_seq.runs.happenings import ranks_in
 from lowmem_seq.units import format_bytes, format_seconds
 
 STYLES = {"running": "bold green", "finished": "bold green", "paused": "bold yellow", "stopped": "bold yellow"}
@@ -78,6 +78,7 @@ def rows(standing: Status, now: float) -> list[tuple[str, RenderableType]]:
             ("test", _test(standing)),
             ("speed", speed(standing) and f"{speed(standing)} (most recent)"),
             ("with", _others(standing)),
+            *ranks(standing),
             ("RAM", _memory(standing, now)),
             ("saved", _saved(standing, now)),
             ("restarts", _restarts(standing)),
@@ -115,7 +116,7 @@ def _why(standing: Status, now: float) -> str:
     if standing.paused is not None:
         since = standing.paused_unix_seconds
         told = "" if since is None else f" (paused {_ago(since, now)})"
-        return f": {describe_pause(standing.paused, standing.waits_for, standing.goes_on_unix_seconds)}{told}"
+        return f": {standing.paused}{told}"
     if standing.cause is not None:
         return f": {standing.cause.removesuffix('.')}{ago}"
     return (", the trainer has not begun yet" if standing.starting else "") + ago
@@ -126,6 +127,12 @@ def _others(standing: Status) -> str:
     if count is None:
         return ""
     return "no other machine at present" if not count else f"{count} other machine{'s' * (count > 1)}"
+
+
+def ranks(standing: Status) -> list[tuple[str, str]]:
+    """Return a row for each rank of engine mode."""
+    lines = [] if standing.world is None else ranks_in(standing.world)
+    return [("" if number else "ranks", line) for number, line in enumerate(lines)]
 
 
 def progress(standing: Status) -> str:
