@@ -243,10 +243,10 @@ class SessionScreen:
             parts.append(f"validation {figures['val_accuracy']:.1%}")
         if "images_per_second" in figures:
             here = " here" if len(self._peers) > 1 else ""
-            parts.append(f"{figures['images_per_second']:,.0f} images/s{here}")
+            parts.append(f"{format_rate(figures['images_per_second'])}{here}")
         if len(self._peers) > 1:
             together = sum(float(peer["samples_per_second"]) for peer in self._peers)
-            parts.append(f"{len(self._peers)} machines {together:,.0f} images/s")
+            parts.append(f"{len(self._peers)} machines {format_rate(together)}")
         return parts
 
     def _resources(self) -> list[str]:

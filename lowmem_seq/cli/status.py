@@ -17,7 +17,7 @@ from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.report.status import Status, read_status
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.runs.happenings import ranks_in
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 STYLES = {"running": "bold green", "finished": "bold green", "paused": "bold yellow", "stopped": "bold yellow"}
 BAR_WIDTH = 40
@@ -177,7 +177,7 @@ def _test(standing: Status) -> str:
 def speed(standing: Status) -> str:
     """Return the rate of the last figures, or nothing before the first."""
     rate = standing.images_per_second
-    return "" if rate is None else f"{rate:,.0f} images/s"
+    return "" if rate is None else format_rate(rate)
 
 
 def _memory(standing: Status, now: float) -> str:

@@ -93,7 +93,7 @@ def test_a_run_that_runs_is_told_in_a_panel(
         "━━━━━━━━━━━━━━━━━━━━━━━━━━╸",
         "time left  about 2 min 18 s",
         "learning   train loss 1.2500, last validation accuracy 61.20%",
-        "speed      4 images/s (most recent)",
+        "speed      4.0 images/s (most recent)",
         "RAM        612 MB now (seen 7 s ago), peak 705 MB, cap 1.00 GB",
         "saved      step 40, 1 min 15 s ago",
         "restarts   1; the last time the trainer was ended by SIGKILL, for want of",

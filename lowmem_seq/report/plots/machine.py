@@ -27,7 +27,7 @@ from lowmem_seq.report.plots.figure import (
     time_unit,
 )
 from lowmem_seq.report.series import Point
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE}
 SPENT_COLOURS = {"training": BLUE, "evaluation": GREEN, "saving": VIOLET, "waiting": ORANGE, "starting": GREY}
@@ -127,7 +127,7 @@ def _speed(history: History) -> Figure | None:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
     usual = statistics.median_high([point.y for point in rates])
-    text = f"The run trained at {usual:,.0f} images/s most of the time; evaluations and saves are left out."
+    text = f"The run trained at {format_rate(usual)} most of the time; evaluations and saves are left out."
     layout = axes(f"{unit} that the run was alive", "images/s", hoverformat=",.0f")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("speed", "Speed", text, [curve("images/s", rates, BLUE, unit_seconds)], layout, is_wide=True)
