@@ -95,6 +95,12 @@ def parse_seconds(text: str) -> float:
     return number * factor
 
 
+def format_rate(images_per_second: float) -> str:
+    """Return a speed for people; below ten with a digit behind the point, below one with two."""
+    digits = 0 if images_per_second >= 10 else 1 if images_per_second >= 1 else 2
+    return f"{images_per_second:,.{digits}f} images/s"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a time with its two largest units: 3725 -> "1 h 02 min"."""
     whole = round(seconds)

@@ -15,6 +15,7 @@ from lowmem_seq.units import (
     Interval,
     format_bytes,
     format_hours,
+    format_rate,
     format_seconds,
     parse_bytes,
     parse_hours,
@@ -108,6 +109,11 @@ def test_what_is_no_time_is_refused(text: str, told: str) -> None:
         parse_seconds(text)
     assert caught.value.message == told
     assert "5min" in caught.value.hint
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1234.5, "1,234"), (10.0, "10"), (4.0, "4.0"), (0.25, "0.25")])
+def test_a_low_speed_is_shown_with_more_digits(rate: float, text: str) -> None:
+    assert format_rate(rate) == f"{text} images/s"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.screen import SessionScreen, format_rate
+from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cli.settings import (
     BackgroundOption,
     ClassesOption,
@@ -49,7 +49,7 @@ from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session
 from lowmem_seq.supervisor.planner import Planned, make_plan
 from lowmem_seq.supervisor.signals import StopSignals
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 WIDEST = 100
 EDGES = 2

@@ -19,7 +19,7 @@ from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, clu
 from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
 from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.cli.plan import show_plan
-from lowmem_seq.cli.screen import SessionScreen, describe_result
+from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cli.settings import (
     BackgroundOption,
     ClassesOption,
@@ -49,7 +49,7 @@ from lowmem_seq.cli.settings import (
     settings_from,
     split_classes,
 )
-from lowmem_seq.cli.terminal import harmless, make_console
+from lowmem_seq.cli.terminal import make_console
 from lowmem_seq.cli.weights import find_initial
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.config import RunConfig, validate
@@ -58,6 +58,7 @@ from lowmem_seq.files import sha256_of
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
+from lowmem_seq.runs.happenings import result_in, tell
 from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session, trainer
 from lowmem_seq.supervisor.laptop import Laptop
@@ -230,7 +231,7 @@ def _is_finished(run: RunFolder, console: Console) -> bool:
     summary = summarise(run)
     if summary["state"] != "finished":
         return False
-    console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
+    console.print(Text(f"{run.path} is finished: {result_in(summary)}"))
     console.print(Text(f"more: {run.resume_command} --epochs N"))
     return True
 
@@ -282,7 +283,7 @@ def _run_session(
         raise typer.Exit(trainer.LEFT_AT_ONCE)
     if isinstance(part, Rank) and not part.is_first:
         return
-    console.print(Text(describe_result(summary), style="bold green"))
+    console.print(Text(result_in(summary), style="bold green"))
     if not quiet:
         time_used, peak = format_seconds(summary["wall_seconds"]), format_bytes(summary["peak_tree_bytes"])
         console.print(Text(f"training took {time_used}; peak RAM of all processes {peak}"))
@@ -325,8 +326,6 @@ def _tell_of_another_environment(run: RunFolder, console: Console) -> None:
         before = None
     changes = {} if before is None else environment_changes(before, describe_environment())
     if changes:
-        run.events.append("environment_changed", changes=changes)
-        told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
-        console.print(
-            Text(harmless(f"note: not as at the start, so the last bits may differ: {told}"), style="yellow")
-        )
+        told = tell(run.events.append("environment_changed", changes=changes))
+        assert told is not None
+        console.print(Text(f"note: {told.text}", style="yellow"))

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from lowmem_seq.report.clock import TAKES_OUT, Clock
-from lowmem_seq.report.happenings import Happening, Kind, tell
 from lowmem_seq.report.series import MOST_STRETCHES, Series
 from lowmem_seq.report.summary import Middle
 from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.happenings import Kind, tell
 
 BY_STEP = {
     "train": ("train_loss", "learning_rate"),
@@ -35,6 +35,16 @@ MOST_HAPPENINGS = 300
 """The newest stay, and as many marks."""
 LARGEST_NUMBER = 10.0**15
 """Steps, seconds and bytes beyond are none."""
+
+
+class Happening(NamedTuple):
+    """Something that is told in words."""
+
+    at: float | None
+    """In seconds since 1970."""
+    kind: Kind
+    text: str
+    is_warning: bool
 
 
 class Mark(NamedTuple):
@@ -174,10 +184,10 @@ class History:
             series.forget_after(step)
 
     def _take_happening(self, event: Event, at: float | None) -> None:
-        told = tell(event, at)
-        if told is None:
+        told = tell(event)
+        if told is None or told.kind == "figure":
             return
-        self.happenings.append(told)
+        self.happenings.append(Happening(at, *told))
         self.counts[told.kind] += 1
         if event["event"] in CHANGES:
             self.marks.append(Mark(self.clock.alive_seconds, told.kind, told.text))

@@ -103,7 +103,7 @@ def run_page(run: RunFolder) -> str:
         state=state,
         faults=[why, *faults] if why else faults,
         tiles=tiles(summary, history),
-        happenings=[(clock_text(one.at), one.kind, one.text) for one in history.happenings],
+        happenings=[(clock_text(one.at), one) for one in history.happenings],
         happenings_left_out=max(0, history.counts.total() - MOST_HAPPENINGS),
         compared=predicted_and_actual(plan, history),
         confusions=[] if outcome is None else confusions(outcome),

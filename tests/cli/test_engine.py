@@ -11,7 +11,6 @@ from rich.console import Console
 from lowmem_seq.cli import cluster as module
 from lowmem_seq.cli.cluster import Part, read_part
 from lowmem_seq.cli.engine import make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
-from lowmem_seq.cli.screen import describe_ranks
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.surroundings import Surroundings
 from lowmem_seq.errors import ClusterError, UsageError
@@ -145,18 +144,6 @@ def test_on_another_machine_a_rank_goes_on_with_what_it_kept(tmp_path: Path) -> 
         open_run_of_rank(path, SECOND)
     made = make_run_of_rank(path, SECOND, tiny_config("seed=5"))[1]
     assert [run.path for run in open_run_of_rank(path, SECOND)] == [made.path, made.path]
-
-
-def test_the_ranks_are_shown_with_their_parts_of_a_step() -> None:
-    rank = {"machine": "hp", "device": "cpu", "precision": "fp32", "images_per_second": 300.0, "samples": 96}
-    world = {
-        "backend": "gloo",
-        "ranks": [rank, {**rank, "machine": "mac", "images_per_second": 100.0, "samples": 32}],
-    }
-    assert describe_ranks(world).splitlines() == [
-        "ranks   0  hp   cpu, fp32, 300 images/s: 96 of 128 images a step (by gloo)",
-        "        1  mac  cpu, fp32, 100 images/s: 32 of 128 images a step",
-    ]
 
 
 @pytest.mark.parametrize("assignment", ["machine.pause_on_battery=true", "machine.only_between=22-7"])

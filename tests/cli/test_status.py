@@ -24,6 +24,7 @@ from tests.cli.test_start import IMPORTED, assert_refused
 from tests.report.builders import (
     crash,
     finish,
+    form_world,
     pause,
     pause_for,
     record_memory,
@@ -95,7 +96,7 @@ def test_a_run_that_runs_is_told_in_a_panel(
         "time       25 min 20 s so far",
         "time left  about 2 min 18 s",
         "learning   train loss 1.2500, last validation accuracy 61.20%",
-        "speed      4 images/s (most recent)",
+        "speed      4.0 images/s (most recent)",
         "RAM        612 MB now (seen 7 s ago), peak 705 MB, cap 1.00 GB",
         "saved      step 40, 1 min 15 s ago",
         "restarts   1; the last time the trainer was ended by SIGKILL, for want of",
@@ -175,6 +176,20 @@ def test_a_time_from_a_clock_that_was_ahead_is_no_negative_age(
     assert row(command_line("status", str(run.path)), "state").endswith("last event 0 s ago")
 
 
+def test_the_ranks_of_engine_mode_are_told_with_their_part_of_a_step(
+    command_line: CommandLine, run: RunFolder, present: None
+) -> None:
+    form_world(run, machine="h\x1b[2Jp")
+    start_session(run, at=NOW)
+    with run.locked():
+        ended = command_line("status", str(run.path))
+    first = "0 on h [2Jp: cpu, fp32, 300 images/s, 30 of 40 images a step"
+    assert row(ended, "ranks") == first
+    lines = lines_of(ended)
+    (at,) = [number for number, line in enumerate(lines) if line.endswith(first)]
+    assert lines[at + 1] == "1 on mac:    cpu, fp32, 100 images/s, 10 of 40 images a step"
+
+
 # What to type next.
 
 
@@ -217,7 +232,9 @@ def test_a_full_disk_asks_for_room(command_line: CommandLine, run: RunFolder, pr
     pause(run)
     with run.locked():
         ended = command_line("status", str(run.path))
-    assert "paused: the checkpoint of step 40: No space left on device; it" in ended.out
+    told = " ".join(ended.out.replace("│", " ").split())
+    assert "paused: the checkpoint of step 40 can't be written: No space left on device (5 B are free" in told
+    assert "it is tried again in 1 s, and as soon as there is more room" in told
     assert lines_of(ended)[-1] == "next: make room on that disk; the run goes on by itself"
 
 

@@ -94,6 +94,13 @@ def pause_for(run: RunFolder, *waits_for: str, until: float | None = None, at: f
     tell(run, "paused", at, waits_for=list(waits_for), cause=cause, until_unix_seconds=until)
 
 
+def form_world(run: RunFolder, machine: str = "hp", rate: float = 300.0) -> None:
+    """Two ranks of engine mode have found each other."""
+    rank = {"machine": machine, "device": "cpu", "precision": "fp32", "images_per_second": rate, "samples": 30}
+    ranks = [rank, {**rank, "machine": "mac", "images_per_second": 100.0, "samples": 10}]
+    tell(run, "world_formed", rank=0, address="127.0.0.1:29500", backend="gloo", ranks=ranks)
+
+
 def crash(run: RunFolder, cause: str) -> None:
     """The supervisor says how the trainer ended."""
     tell(run, "session_ended", state="crashed", cause=cause)

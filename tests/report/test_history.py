@@ -79,7 +79,7 @@ def test_changes_of_setting_are_marked(run: RunFolder) -> None:
     tell(run, "setting_changed", at=90.0, micro_batch_before=8, micro_batch=16, cause="memory was calm for 60 s")
     marks = history_of(run).marks
     assert [(mark.seconds, mark.kind) for mark in marks] == [(30, "smaller"), (90, "larger")]
-    assert marks[0].text == "It computes smaller: micro batch 16 → 8 (memory was short)"
+    assert marks[0].text == "computes smaller: micro-batch 16 -> 8 (memory was short)"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_start_that_an_earlier_release_told_less_of_is_none_the_less_one() -> 
     history = History()
     history.take({"event": "session_started", "step": 0})
     assert (history.odd_count, history.epochs_per_step) == (0, None)
-    assert [one.text for one in history.happenings] == ["Training began."]
+    assert [one.text for one in history.happenings] == ["training began"]
 
 
 def many_events(count: int) -> list[Event]:

@@ -90,7 +90,7 @@ def test_a_finished_run_s_page_has_all_its_parts(run: RunFolder) -> None:
     ]
     told = Texts(page)
     for words in (
-        *("finished", "60.00%", "peak RAM", "The trainer was started again", "It computes smaller"),
+        *("finished", "60.00%", "peak RAM", "another one starts in 1 s", "computes smaller: micro-batch 16"),
         *("taken for", "is b, and it said", "lowmem-seq train", "config.yaml", "predicted", "actual"),
     ):
         assert words in told.text, words

@@ -81,7 +81,7 @@ def test_memory_has_its_cap_and_the_changes_on_its_curve(run: RunFolder) -> None
     assert list(drawn) == ["held", "highest of the session", "cap", "computes smaller", "computes larger"]
     assert set(drawn["cap"]["y"]) == {1.0}
     assert (drawn["computes smaller"]["x"], drawn["computes smaller"]["y"]) == ([80.0], [0.3])
-    assert "(memory was<br>short)" in drawn["computes smaller"]["text"][0]
+    assert "(memory was short)" in drawn["computes smaller"]["text"][0]
     assert "held 900 MB at the most, 90% of the cap of 1.00 GB" in figure.text
     assert "to a smaller setting once, to a larger one once" in figure.text
 

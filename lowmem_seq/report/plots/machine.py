@@ -27,7 +27,7 @@ from lowmem_seq.report.plots.figure import (
     times,
 )
 from lowmem_seq.report.series import Point
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 SPAN_COLOURS = {"training": BLUE, "starting": GREY, "paused": ORANGE}
 SPENT_COLOURS = {"training": BLUE, "evaluation": GREEN, "saving": VIOLET, "waiting": ORANGE, "starting": GREY}
@@ -122,7 +122,7 @@ def _speed(history: History) -> Figure | None:
     if not rates:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    text = f"The median speed was {history.rates.value or 0.0:,.0f} images/s; evaluations and saves are left out."
+    text = f"The median speed was {format_rate(history.rates.value or 0.0)}; evaluations and saves are left out."
     layout = axes(f"{unit} that the run was alive", "images/s", hoverformat=",.0f")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("speed", "Speed", text, [curve("images/s", rates, BLUE, unit_seconds)], layout, is_wide=True)
