@@ -128,7 +128,11 @@ def test_a_run_that_got_all_right_says_so(run: RunFolder) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "repeats"),
-    [({"recipe.epochs": 60}, "config.yaml"), ({"steps": 9}, "config.yaml"), ({"machine.max_ram_bytes": "1GB"}, "tiny -q")],
+    [
+        ({"recipe.epochs": 60}, "config.yaml"),
+        ({"steps": 9}, "config.yaml"),
+        ({"machine.max_ram_bytes": "1GB"}, "tiny -q"),
+    ],
 )
 def test_a_run_of_another_length_than_it_was_begun_with_is_repeated_by_its_settings(
     run: RunFolder, changes: dict[str, Any], repeats: str
