@@ -46,6 +46,7 @@ SAID = {
     "doctor": "oneDNN",
     "data": "train and",
     "status": "step",
+    "watch": "step",
     "--debug": "step",
 }
 """A word that each of them says."""
