@@ -50,7 +50,7 @@ class Reader:
         return list(self.launched)
 
     def machine(self) -> MachineMemory:
-        return MachineMemory(8000 * MB, self.available, 0)
+        return MachineMemory(8000 * MB, self.available)
 
 
 class Screen:
