@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -423,6 +424,17 @@ def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
         bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
     monkeypatch.setattr(Reader, "available", 4000 * MB)
     assert bench.plan(4000 * MB).plan.micro_batch == 16  # nothing of it was remembered
+
+
+def test_an_apple_gpu_is_bounded_to_what_the_cap_leaves_beside_the_libraries(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = replace(FACTS, device="mps", recommended_bytes=4000 * MB)
+    monkeypatch.setattr(sys.modules[__name__], "FACTS", facts)
+    plan = bench.plan(2000 * MB, device="mps").plan
+    room = 2000 * MB - OTHERS - facts.libraries_bytes
+    assert plan.environment["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] == f"{room / (4000 * MB):.4f}"
+    assert plan.data_limit_bytes is None
 
 
 def test_the_bound_on_the_data_segment_leaves_what_the_cap_still_allows() -> None:
