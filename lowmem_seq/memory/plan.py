@@ -150,6 +150,17 @@ class Plan:
         return asdict(self)
 
 
+def cap_in_force(given_bytes: int | None, available_bytes: int, neighbours: int = 1) -> int:
+    """Return the cap of a run: the one that was given, or a part of what can be taken without swapping.
+
+    Args:
+        given_bytes: the cap of the settings.
+        available_bytes: what can be taken.
+        neighbours: processes that share it evenly, this one among them.
+    """
+    return given_bytes or int(available_bytes * SHARE_OF_AVAILABLE / neighbours)
+
+
 def threads_each(workers: int, cores: int) -> int:
     """Return the threads that each worker's matrix products may use."""
     return max(1, cores // workers)

@@ -30,7 +30,7 @@ from lowmem_seq.memory.environment import (
 from lowmem_seq.memory.footprint import Facts, make_footprint
 from lowmem_seq.memory.limit import data_limit_bytes
 from lowmem_seq.memory.out_of_memory import died_for_memory
-from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Means, Measurement, Plan, Setting, threads_each
+from lowmem_seq.memory.plan import Means, Measurement, Plan, Setting, cap_in_force, threads_each
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import fitting, next_look
@@ -86,7 +86,8 @@ class Planner:
         self._cap_source: Any = "machine" if given is None else "given"
         self._membership, self._rank = read_membership(run), read_rank(run)
         neighbours = 1 if self._rank is None else self._rank.local_of
-        self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE / neighbours)
+        self._machine = self._reader.machine()
+        self._cap_bytes = cap_in_force(given, self._machine.available_bytes, neighbours)
         self._own_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
         self._set_others(None)
         self._cores = usable_cores(config.machine.threads, config.machine.background)
