@@ -108,6 +108,9 @@ NEWS: dict[str, Callable[[Event], str]] = {
 WARNINGS: dict[str, Callable[[Event], str]] = {
     "checkpoint_passed_over": lambda event: str(event["message"]),
     "trainer_restarted": _trainer_restarted,
+    "planning_cut": lambda event: (
+        f"larger settings are not measured: only {format_bytes(event['available_bytes'])} are left on this machine"
+    ),
     "setting_kept": lambda event: str(event["cause"]),
     "leak_noticed": lambda event: str(event["message"]),
     "tracking_failed": lambda event: f"{event['tracker']} is told nothing more: {event['cause']}",

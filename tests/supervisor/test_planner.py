@@ -83,6 +83,8 @@ class World:
     error: Message | None = None
     stops: StopSignals | None = None
     """Asked for, while the first child measures."""
+    room: int | None = None
+    """What the machine has left for children; None: more than any takes."""
     children: list[dict[str, Any]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
 
@@ -153,6 +155,12 @@ class FakeChild:
             if world.stops is not None:
                 world.stops.count = 1
             peak = world.peak(setting, request["allocator"])
+            if world.room is not None and peak > world.room:
+                Reader.available = 0
+                yield None
+                Reader.available = 4000 * MB
+            if self.wait() == -signal.SIGKILL:
+                return
             if world.ends_with is not None and not (world.measures_the_least and request["only"]):
                 self.code = world.ends_with
                 return
@@ -424,6 +432,28 @@ def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
         bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
     monkeypatch.setattr(Reader, "available", 4000 * MB)
     assert bench.plan(4000 * MB).plan.micro_batch == 16  # nothing of it was remembered
+
+
+@pytest.mark.parametrize(
+    ("room", "micro_batch", "workers"),
+    [(500 * MB, 8, 2), (350 * MB, 8, 1)],
+    ids=["some settings fit", "not even the first one, which is tried all the same"],
+)
+def test_a_machine_that_runs_short_while_larger_settings_are_measured_ends_the_search(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, room: int, micro_batch: int, workers: int
+) -> None:
+    monkeypatch.setattr(Reader, "available", Reader.available)  # as it was, when the test is over
+    monkeypatch.setattr(planner, "CHILD_MACHINE_SECONDS", 0.0)
+    bench.world.room = room
+    plan = bench.plan(4000 * MB).plan
+    assert plan.setting == Setting(micro_batch, workers)
+    assert len(bench.world.children) == 1
+    (told,) = [event for event in bench.run.events if event["event"] == "planning_cut"]
+    assert told["available_bytes"] == 0
+    assert bench.screen.shown[-1] == told
+    bench.world.room = None
+    assert bench.plan(4000 * MB).plan.setting == Setting(16, 2)  # nothing of it was remembered
+    assert len(bench.world.children) == 1
 
 
 def test_an_apple_gpu_is_bounded_to_what_the_cap_leaves_beside_the_libraries(
