@@ -197,6 +197,23 @@ def smaller(plan: Plan, at_any_rate: bool = False) -> Plan | None:
     return next((plan.with_setting(setting) for setting in _steps_down(now, plan.layers) if is_less(setting)), None)
 
 
+def within(plan: Plan, room_bytes: int) -> Plan:
+    """Return the plan with the fastest setting that was measured and holds no more, or with the least of all.
+
+    One that holds no more already, and one of whose setting nothing is known, stay as they are.
+
+    Args:
+        plan: what is in force.
+        room_bytes: what the trainer can hold.
+    """
+    peaks = highest_peaks(plan.measured)
+    if peaks.get(plan.setting, 0) <= room_bytes:
+        return plan
+    fitting = [point for point in plan.measured if peaks[point.setting] <= room_bytes]
+    fastest = max(fitting, key=lambda point: point.images_per_second, default=None)
+    return plan.with_setting(min(peaks, key=lambda one: peaks[one]) if fastest is None else fastest.setting)
+
+
 def _expected_bytes(plan: Plan, peaks: Mapping[Setting, int], setting: Setting) -> int | None:
     """Return the peak to expect at another micro-batch; None where this way to compute was never measured."""
     way = {
