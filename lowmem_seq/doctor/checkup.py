@@ -34,8 +34,8 @@ def machine_groups() -> list[Group]:
         Group(
             "memory",
             [
-                ("free RAM", lambda: memory.check_free(memory.read_memory()[0])),
-                ("swap", lambda: memory.check_swap(*memory.read_memory())),
+                ("free RAM", lambda: memory.check_free(memory.read_memory())),
+                ("swap", lambda: memory.check_swap(memory.read_memory(), memory.read_swap())),
                 ("control group", lambda: memory.check_group(memory.read_groups())),
                 ("cap", memory.check_cap),
             ],

@@ -279,6 +279,11 @@ def _warning(say: Callable[[Event], object], kind: Kind = "note") -> Callable[[E
 
 TELLERS: dict[str, Callable[[Event], Told | None]] = {
     "planned": _planned,
+    "planning_cut": _warning(
+        lambda event: (
+            f"larger settings are not measured: only {format_bytes(event['available_bytes'])} are left on this machine"
+        )
+    ),
     "session_started": _started,
     "session_ended": _ended,
     "trainer_restarted": _restarted,

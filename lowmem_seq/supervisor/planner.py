@@ -30,7 +30,7 @@ from lowmem_seq.memory.environment import (
 from lowmem_seq.memory.footprint import Facts, make_footprint
 from lowmem_seq.memory.limit import data_limit_bytes
 from lowmem_seq.memory.out_of_memory import died_for_memory
-from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Means, Measurement, Plan, Setting, threads_each
+from lowmem_seq.memory.plan import Means, Measurement, Plan, Setting, cap_in_force, threads_each
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import fitting, next_look
@@ -51,6 +51,8 @@ SHORTEST_CHILD_SECONDS = (4.0, 10.0)
 """A child that has less time left than this would hardly measure anything, for small and for large images."""
 CHILD_SAMPLE_SECONDS = 0.01
 """How often a child is looked at: while it loads, nothing but this look keeps it under the cap to the MB."""
+CHILD_MACHINE_SECONDS = 0.05
+"""How often the machine is looked at while a child measures: 106 us each (docs/results.md)."""
 CHILD_SEARCH_SECONDS = 0.25
 """How often it is searched for processes of its own: that takes milliseconds on Windows, where there is one."""
 SUPERVISOR_GROWTH_BYTES = 4 * 10**6
@@ -86,7 +88,8 @@ class Planner:
         self._cap_source: Any = "machine" if given is None else "given"
         self._membership, self._rank = read_membership(run), read_rank(run)
         neighbours = 1 if self._rank is None else self._rank.local_of
-        self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE / neighbours)
+        self._machine = self._reader.machine()
+        self._cap_bytes = cap_in_force(given, self._machine.available_bytes, neighbours)
         self._own_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
         self._set_others(None)
         self._cores = usable_cores(config.machine.threads, config.machine.background)
@@ -95,6 +98,7 @@ class Planner:
         self._deadline = time.monotonic() + (SECONDS_FOR_SMALL_IMAGES if small else SECONDS_FOR_LARGE_IMAGES)
         self._shortest_child_seconds = SHORTEST_CHILD_SECONDS[0 if small else 1]
         self._known = Knowledge()
+        self._machine_looked_at = float("-inf")
         self._machine_was_short = False
 
     def _set_others(self, facts: Facts | None) -> None:
@@ -150,11 +154,21 @@ class Planner:
                 means = look.means
             before = known.to_json()
             self._run_child(means)
-            if known.to_json() == before:  # it had no time left, or the machine was short of memory
-                return
+            if known.to_json() == before or (self._machine_was_short and self._has_a_choice()):
+                return  # it had no time left, or the machine has no memory to look further
 
     def _seconds_left(self) -> float:
         return self._deadline - time.monotonic()
+
+    def _has_a_choice(self) -> bool:
+        return bool(fitting(self._known, self._budget_bytes))
+
+    def _machine_is_short(self) -> bool:
+        """Return whether the machine has little memory left, as it was seen lately."""
+        now = time.monotonic()
+        if now - self._machine_looked_at >= CHILD_MACHINE_SECONDS:
+            self._machine_looked_at, self._machine = now, self._reader.machine()
+        return self._machine.is_short
 
     def _run_child(self, means: Means, only: Setting | None = None) -> None:
         """Have a child measure what is left to look at, or one setting only, and take in what it tells.
@@ -187,7 +201,7 @@ class Planner:
         with self._stops.ending(child, at=1):
             for message in child.messages(CHILD_SAMPLE_SECONDS):
                 held = tree.held_bytes() + self._others_bytes
-                if held > self._cap_bytes and self._reader.machine().is_short:
+                if self._machine_is_short() and (held > self._cap_bytes or self._has_a_choice()):
                     short = True
                     child.kill()
                 elif held > self._cap_bytes and only is None and loads:
@@ -200,6 +214,9 @@ class Planner:
         self._stops.raise_if_any()
         if too_large:
             return
+        if short and not self._machine_was_short and self._has_a_choice():
+            event = self._run.events.append("planning_cut", available_bytes=self._machine.available_bytes)
+            self._screen.show(event)
         self._machine_was_short = self._machine_was_short or short or child.was_killed(code)
         without_memory = code == DOES_NOT_FIT or child.ran_out_of_memory or child.was_killed(code)
         if code == 0 or short or (only is not None and without_memory):
@@ -294,7 +311,7 @@ class Planner:
         best = fitting(known, self._budget_bytes)[0]
         environment = training_environment(self._cores, best.allocator)
         if facts.device == "mps" and facts.recommended_bytes:
-            environment |= mps_environment(self._budget_bytes, facts.recommended_bytes)
+            environment |= mps_environment(self._budget_bytes - facts.libraries_bytes, facts.recommended_bytes)
         return Plan(
             device=facts.device,
             precision=facts.precision,

@@ -6,22 +6,27 @@ against the cap.
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
-from lowmem_seq.errors import DataError, LowmemSeqError
+from lowmem_seq.errors import CapTooSmallError, DataError, LowmemSeqError
 from lowmem_seq.files import write_json
-from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, plan_from_json
+from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, cap_in_force, plan_from_json
+from lowmem_seq.memory.readings import system_reader
+from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.cluster import Cluster
-from lowmem_seq.supervisor.planner import make_plan, part_of
+from lowmem_seq.supervisor.planner import CHILD_SAMPLE_SECONDS, CHILD_SEARCH_SECONDS, make_plan, part_of
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.units import format_bytes
 
 PARTS = ("", "rank", "member", "host")
 """Of a cluster, the one that holds most last."""
@@ -64,8 +69,14 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
     Raises:
         KeyboardInterrupt: a stop was asked for.
         DataError: what the packer said, or the data is not what the run was started with.
+        CapTooSmallError: packing takes more than the run may hold.
     """
-    pack, fingerprint = have_packed(config.data.source, config.data.image_size, screen.show, stops, run.log_file)
+    rank = read_rank(run)
+    machine = (config if rank is None else rank.own_part(config)).machine
+    neighbours = 1 if rank is None else rank.local_of
+    cap_bytes = cap_in_force(machine.max_ram_bytes, system_reader().machine().available_bytes, neighbours)
+    source, image_size = config.data.source, config.data.image_size
+    pack, fingerprint = have_packed(source, image_size, screen.show, stops, run.log_file, cap_bytes)
     before = run.read_json(run.data_file)
     expected = None if before is None else before.get("fingerprint")
     if expected is not None and expected != fingerprint:
@@ -79,24 +90,54 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
 
 
 def have_packed(
-    source: str, image_size: int, show: Callable[[Message], None], stops: StopSignals, log: Path | None = None
+    source: str,
+    image_size: int,
+    show: Callable[[Message], None],
+    stops: StopSignals,
+    log: Path | None = None,
+    cap_bytes: int | None = None,
 ) -> tuple[str, str]:
     """Have a dataset packed, or found packed, by a child; return the pack's folder and fingerprint.
+
+    The cap is kept by looking, on every system: under a limit of the system's some codecs say of a picture only
+    that it is broken, and it would be missing in the pack for good.
+
+    Args:
+        source: as `find_dataset` takes it.
+        image_size: the side that pictures are brought to.
+        show: hears what the child says.
+        stops: end the child.
+        log: takes what it writes on stderr.
+        cap_bytes: what this process and those that it started may hold, if that is bounded.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
         DataError: what the packer said.
+        CapTooSmallError: packing came to hold more.
     """
     child = Child("lowmem_seq.data", source, str(image_size), log=log)
+    tree = ProcessTree(os.getpid(), system_reader(), seconds_between_searches=CHILD_SEARCH_SECONDS)
+    tree.add(child.process.pid)
     packed: tuple[str, str] | None = None
+    too_large = 0
     with stops.ending(child, at=1):
-        for message in child.messages(1.0):
+        for message in child.messages(CHILD_SAMPLE_SECONDS):
+            if cap_bytes is not None and not too_large and (held := tree.held_bytes()) > cap_bytes:
+                too_large = held
+                child.kill()
             if message is not None and message.get("event") == "packed":
                 packed = str(message["pack"]), str(message["fingerprint"])
             elif message is not None:
                 show(message)
         code = child.wait()
     stops.raise_if_any()
+    if cap_bytes is not None and too_large:
+        raise CapTooSmallError(
+            f"packing {source} took {format_bytes(too_large)} with all processes of the run, and the cap is "
+            f"{format_bytes(cap_bytes)}.",
+            f"lowmem-seq data add {shlex.quote(source)} --image-size {image_size}   packs it without a cap; or make"
+            " the largest pictures smaller",
+        )
     if code != 0 or packed is None:
         raise child.failure(code, "packer")
     return packed

@@ -27,6 +27,7 @@ from lowmem_seq.memory.plan import TORCH_LSTM, Means, Measurement, Setting, thre
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT
 from lowmem_seq.memory.space import SMALL_IMAGE
+from lowmem_seq.training.device import give_back
 from lowmem_seq.training.evaluation import evaluate
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.workers import Range
@@ -133,7 +134,7 @@ class Probe:
         training.workers.set_count(setting.workers)
         training.workers.set_recomputed_layers(setting.recomputed_layers)
         training.workers.set_lstm_path(lstm_path)
-        self._reader.release()  # what a setting before this one needed is not this one's
+        give_back(training.plan.device)  # what a setting before this one needed is not this one's
         left_behind = self._bound(setting.workers)
         with PeakSampler(self._budget_bytes, self._leave) as sampler:
             step_seconds = self._time_step(setting)

@@ -25,7 +25,7 @@ from lowmem_seq.memory.plan import Plan, plan_from_json
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.training.device import make_accelerator
+from lowmem_seq.training.device import give_back, make_accelerator
 from lowmem_seq.training.initial import InitialWeights, take_initial_weights
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.ranks import Ranks
@@ -138,6 +138,7 @@ def open_training(
             plan.cap_bytes - plan.others_bytes,
             limit=limit,
             tell_peak=lambda peak_bytes: channel.say({"event": "peak", "bytes": peak_bytes}),
+            release=lambda: give_back(plan.device),
         )
     training = Training(run, config, plan, pack, parts, state, accelerator, channel, governor, ranks)
     training.initial = initial

@@ -36,7 +36,7 @@ FOOTPRINT = Footprint(
     activations_bytes=568 * MB,
     supervisor_bytes=40 * MB,
 )
-MACHINE = MachineMemory(8000 * MB, 4000 * MB, 0)
+MACHINE = MachineMemory(8000 * MB, 4000 * MB)
 
 
 def a_plan(**changes: Any) -> Plan:

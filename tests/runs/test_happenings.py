@@ -52,6 +52,11 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
         Told("note", "planned: micro-batch 16; predicted 500 B at its peak and 90 images/s"),
     ),
     (
+        "planning_cut",
+        {"available_bytes": 300_000_000},
+        Told("note", "larger settings are not measured: only 300 MB are left on this machine", True),
+    ),
+    (
         "session_started",
         {"step": 0, "micro_batch": 64, "workers": 2},
         Told("began", "training began, with micro-batch 64, 2 workers"),

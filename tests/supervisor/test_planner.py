@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class Reader:
         return list(self.launched)
 
     def machine(self) -> MachineMemory:
-        return MachineMemory(8000 * MB, self.available, 0)
+        return MachineMemory(8000 * MB, self.available)
 
 
 class Screen:
@@ -82,6 +83,8 @@ class World:
     error: Message | None = None
     stops: StopSignals | None = None
     """Asked for, while the first child measures."""
+    room: int | None = None
+    """What the machine has left for children; None: more than any takes."""
     children: list[dict[str, Any]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
 
@@ -152,6 +155,12 @@ class FakeChild:
             if world.stops is not None:
                 world.stops.count = 1
             peak = world.peak(setting, request["allocator"])
+            if world.room is not None and peak > world.room:
+                Reader.available = 0
+                yield None
+                Reader.available = 4000 * MB
+            if self.wait() == -signal.SIGKILL:
+                return
             if world.ends_with is not None and not (world.measures_the_least and request["only"]):
                 self.code = world.ends_with
                 return
@@ -423,6 +432,39 @@ def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
         bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
     monkeypatch.setattr(Reader, "available", 4000 * MB)
     assert bench.plan(4000 * MB).plan.micro_batch == 16  # nothing of it was remembered
+
+
+@pytest.mark.parametrize(
+    ("room", "micro_batch", "workers"),
+    [(500 * MB, 8, 2), (350 * MB, 8, 1)],
+    ids=["some settings fit", "not even the first one, which is tried all the same"],
+)
+def test_a_machine_that_runs_short_while_larger_settings_are_measured_ends_the_search(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, room: int, micro_batch: int, workers: int
+) -> None:
+    monkeypatch.setattr(Reader, "available", Reader.available)  # as it was, when the test is over
+    monkeypatch.setattr(planner, "CHILD_MACHINE_SECONDS", 0.0)
+    bench.world.room = room
+    plan = bench.plan(4000 * MB).plan
+    assert plan.setting == Setting(micro_batch, workers)
+    assert len(bench.world.children) == 1
+    (told,) = [event for event in bench.run.events if event["event"] == "planning_cut"]
+    assert told["available_bytes"] == 0
+    assert bench.screen.shown[-1] == told
+    bench.world.room = None
+    assert bench.plan(4000 * MB).plan.setting == Setting(16, 2)  # nothing of it was remembered
+    assert len(bench.world.children) == 1
+
+
+def test_an_apple_gpu_is_bounded_to_what_the_cap_leaves_beside_the_libraries(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = replace(FACTS, device="mps", recommended_bytes=4000 * MB)
+    monkeypatch.setattr(sys.modules[__name__], "FACTS", facts)
+    plan = bench.plan(2000 * MB, device="mps").plan
+    room = 2000 * MB - OTHERS - facts.libraries_bytes
+    assert plan.environment["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] == f"{room / (4000 * MB):.4f}"
+    assert plan.data_limit_bytes is None
 
 
 def test_the_bound_on_the_data_segment_leaves_what_the_cap_still_allows() -> None:
