@@ -28,7 +28,6 @@ from lowmem_seq.cluster.messages import (
     Leased,
     LedgerTold,
     Peers,
-    Range,
     Refused,
     UploadPiece,
     Want,
@@ -117,7 +116,7 @@ class Desk:
             return
         machine.heard_at = self._clock()
         if isinstance(message, Beat):
-            self._note_beat(name, machine, message)
+            self.roster.beat(name, message, self.ledger)
         elif isinstance(message, Bye):
             self._remove(name, message.reason)
         elif isinstance(message, Want):
@@ -234,7 +233,7 @@ class Desk:
         self.mail.open(name, base.round if machine.settled and base is not None else None)
         self.mail.say(name, Welcome(ours, self.ledger.total, self.settings, self.roster.peers(self.ledger)))
         if machine.settled:
-            self._reclaim(name, machine)
+            self.roster.reclaim(name, self.ledger)
         if not was_present:
             self._say({"event": "peer_joined", "machine": name, "name": hello.name, "cause": "hello"})
             self.tell_peers()
@@ -265,29 +264,11 @@ class Desk:
             return Refused("machines", str(error), hello.machine, HINTS["machines"])
         return None
 
-    def _note_beat(self, name: str, machine: Machine, beat: Beat) -> None:
-        reached = self.roster.beat(name, beat)
-        if machine.returned:
-            machine.returned = False
-            self.ledger.keep_only(name, reached.keys())  # an answer may have been lost with the connection
-        ends = {lease.id: lease.end for lease in self.ledger.leases_of(name)}
-        self.ledger.heartbeat(
-            name,
-            {one: min(position, ends[one]) for one, position in reached.items() if one in ends},
-            machine.samples_per_second,
-        )
-
     def _lease(self, name: str, machine: Machine, seconds: float) -> tuple[tuple[Lease, ...], float | None]:
         """Return leases, or none and when to ask again."""
         if self.rounds is None or self.is_ending or not machine.can_train:
             return (), ASK_AGAIN_SECONDS
-        given = self.ledger.lease(
-            name, machine.hello.effective_batch, machine.samples_per_second, max(seconds, SHORTEST_WORK_SECONDS)
-        )
-        for lease in given:
-            self.roster.give(name, lease)
-        last_for = self.settings.lost_after_seconds
-        told = tuple(Lease(lease.id, Range(lease.start, lease.end), last_for) for lease in given)
+        told = self.roster.lease(name, self.ledger, max(seconds, SHORTEST_WORK_SECONDS))
         return told, None if told else ASK_AGAIN_SECONDS
 
     def _note_wish(self, name: str, machine: Machine, wanted: WeightsWanted) -> None:
@@ -372,18 +353,9 @@ class Desk:
 
     def _welcome_back(self, name: str, machine: Machine) -> None:
         machine.present = True
-        self._reclaim(name, machine)
+        self.roster.reclaim(name, self.ledger)
         self._say({"event": "peer_joined", "machine": name, "name": machine.hello.name, "cause": "heard again"})
         self.tell_peers()
-
-    def _reclaim(self, name: str, machine: Machine) -> None:
-        """Give a machine back what it lost and nobody else was given: it trains on with that."""
-        for lease_id, (start, end) in list(machine.leases.items()):
-            lost = self.ledger.positions.lost.get(name)
-            for first, last in lost.overlap(start, end) if lost is not None else ():
-                lease = self.ledger.reclaim(name, first, last)
-                if lease is not None:
-                    machine.renamed[lease_id] = lease.id
 
     def _lose(self, name: str) -> None:
         machine = self.roster.machines[name]
