@@ -90,6 +90,20 @@ def _reunion(event: Event) -> str:
     return f"the machines have found each other again{lost}"
 
 
+def describe_fetch(message: Event) -> str:
+    """Return how far the host's images are fetched."""
+    done, total, rate = message["done"], message["total"], message["bytes_per_second"]
+    left = f", about {format_seconds((total - done) / rate)} left" if rate else ""
+    told = f"{format_bytes(done)} of {format_bytes(total)}, {format_bytes(round(rate))}/s{left}"
+    return f"fetching the host's images: {told}"
+
+
+def _fetched(event: Event) -> str:
+    came, had = format_bytes(event["bytes"]), format_bytes(event["had_bytes"])
+    before = f", {had} were here from before" if event["had_bytes"] else ""
+    return f"the host's images are here: {came} came in {format_seconds(event['seconds'])}{before}"
+
+
 NEWS: dict[str, Callable[[Event], str]] = {
     "validation": lambda event: (
         f"epoch {event['epoch']:.0f}: validation accuracy {event['val_accuracy']:.2%}, loss {event['val_loss']:.4f}"
@@ -100,6 +114,8 @@ NEWS: dict[str, Callable[[Event], str]] = {
     "pausing": lambda event: f"pausing: {event['cause']}; saving the last complete step",
     "unpaused": _unpaused,
     "tracking_started": lambda event: f"{event['tracker']} is told the figures too: {event['folder']}",
+    "fetched": _fetched,
+    "pack_wanted": lambda event: f"{event['name']} fetches the images ({format_bytes(event['bytes'])})",
     "peer_joined": lambda event: f"{event['name']} has joined",
     "reunion": _reunion,
     "member_reunion": _reunion,
@@ -114,6 +130,8 @@ WARNINGS: dict[str, Callable[[Event], str]] = {
     "refused": lambda event: (
         f"{event['name']} was not let in: its {event['field']} is another one; it was told what to do"
     ),
+    "pack_not_sent": lambda event: f"{event['name']} asked for the images: {event['message']}",
+    "fetch_cut_off": lambda _event: "the host is gone, and its images are not all here; dialling again and again",
     "hub_not_saved": lambda event: f"the common weights could not be saved: {event['message']}",
     "hub_failed": lambda event: f"{event['cause']}, and is not started again; each machine goes on alone",
     "hub_restarted": lambda event: f"{event['cause']}; it was started again",

@@ -12,6 +12,7 @@ from pathlib import Path
 from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
+from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.errors import DataError, LowmemSeqError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, plan_from_json
@@ -59,22 +60,26 @@ def prepare(
 
 
 def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> None:
-    """Have the dataset packed (or found packed), and write its place and fingerprint to data.json.
+    """Have the dataset packed (or found packed, or fetched), and write its place and fingerprint to data.json.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
-        DataError: what the packer said, or the data is not what the run was started with.
+        LowmemSeqError: what the packer said, or the data is not what the run was started with.
     """
-    pack, fingerprint = have_packed(config.data.source, config.data.image_size, screen.show, stops, run.log_file)
+    source = config.data.source
+    if source == HOST:
+        pack, fingerprint = _have_fetched(run, screen, stops)
+    else:
+        pack, fingerprint = have_packed(source, config.data.image_size, screen.show, stops, run.log_file)
     before = run.read_json(run.data_file)
     expected = None if before is None else before.get("fingerprint")
     if expected is not None and expected != fingerprint:
         raise DataError(
-            f"{config.data.source} holds other images than this run was started with "
+            f"{source} holds other images than this run was started with "
             f"(fingerprint {fingerprint[:12]}, and {str(expected)[:12]} is expected).",
             f"{run.resume_command} --data PATH   with the images of the start",
         )
-    record = {"format_version": 1, "source": config.data.source, "pack": pack, "fingerprint": fingerprint}
+    record = {"format_version": 1, "source": source, "pack": pack, "fingerprint": fingerprint}
     write_json(run.data_file, record)
 
 
@@ -87,7 +92,21 @@ def have_packed(
         KeyboardInterrupt: a stop was asked for.
         DataError: what the packer said.
     """
-    child = Child("lowmem_seq.data", source, str(image_size), log=log)
+    return _packed_by(Child("lowmem_seq.data", source, str(image_size), log=log), show, stops)
+
+
+def _have_fetched(run: RunFolder, screen: Screen, stops: StopSignals) -> tuple[str, str]:
+    """Have the host's pack in the cache by a child; return its folder and fingerprint."""
+
+    def show(message: Message) -> None:
+        if message.get("event") == "fetched":
+            run.events.append(**message)
+        screen.show(message)
+
+    return _packed_by(Child("lowmem_seq.cluster.fetch", str(run.path), log=run.log_file), show, stops)
+
+
+def _packed_by(child: Child, show: Callable[[Message], None], stops: StopSignals) -> tuple[str, str]:
     packed: tuple[str, str] | None = None
     with stops.ending(child, at=1):
         for message in child.messages(1.0):

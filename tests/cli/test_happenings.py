@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,22 @@ TOLD: list[tuple[dict[str, Any], str, bool]] = [
     ),
     ({"event": "member_reunion"}, "the machines have found each other again", False),
     (
+        {"event": "fetched", "fingerprint": "0f", "bytes": 160_000_000, "had_bytes": 24_000_000, "seconds": 32.0},
+        "the host's images are here: 160 MB came in 32 s, 24.0 MB were here from before",
+        False,
+    ),
+    (
+        {"event": "pack_wanted", "machine": "0", "name": "b", "bytes": 10**6},
+        "b fetches the images (1.00 MB)",
+        False,
+    ),
+    ({"event": "pack_not_sent", "name": "b", "message": "torn"}, "b asked for the images: torn", True),
+    (
+        {"event": "fetch_cut_off"},
+        "the host is gone, and its images are not all here; dialling again and again",
+        True,
+    ),
+    (
         {"event": "tracking_failed", "tracker": "wandb", "cause": "no network"},
         "wandb is told nothing more: no network",
         True,
@@ -99,3 +116,23 @@ def test_the_screen_of_a_session_tells_them_too(
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue().rstrip("\n")
     assert said == ("warning: " if is_warning else "") + text.replace(str(RUN), str(run.path))
+
+
+def test_how_far_the_images_are_fetched_is_said_now_and_then(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=200)
+    with SessionScreen(console, run, run.config, quiet=False) as screen:
+        for second in range(12):
+            now += 1.0
+            done = 5_000_000 * second
+            screen.show(
+                {"event": "fetching", "done": done, "total": 184_000_000, "bytes_per_second": 5e6 * (second > 0)}
+            )
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "fetching the host's images: 0 B of 184 MB, 0 B/s",
+        "fetching the host's images: 50.0 MB of 184 MB, 5.00 MB/s, about 27 s left",
+    ]
