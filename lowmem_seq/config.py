@@ -123,7 +123,8 @@ class DataConfig(Section, frozen=True):
     """Which images, and how they are split."""
 
     source: str = "cifar10"
-    """A catalogue name, or a path to a folder or zip laid out CLASS/file or train/CLASS + test/CLASS."""
+    """A catalogue name; a path to a folder or zip laid out CLASS/file or train/CLASS + test/CLASS; or `host`: what
+    the machine has that is joined."""
     classes: tuple[str, ...] | None = None
     """The subset of classes to use, in this order; null takes all."""
     image_size: Annotated[int, Meta(ge=8, le=1024)] = 32

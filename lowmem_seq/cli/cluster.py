@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec import structs
 from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.cli.engine import LOOPBACK, is_engine, rank_of
 from lowmem_seq.cli.help import SEVERAL_MACHINES
-from lowmem_seq.cli.terminal import print_data
+from lowmem_seq.cli.terminal import harmless, print_data
 from lowmem_seq.cluster.launch import Launch, read_launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
 from lowmem_seq.cluster.membership import code_of, take_no_part, take_part
 from lowmem_seq.cluster.rank import Rank, take_no_rank, take_rank
 from lowmem_seq.cluster.surroundings import Surroundings, local_addresses, look_around
 from lowmem_seq.cluster.worlds import environment_of_one
+from lowmem_seq.config import RunConfig
+from lowmem_seq.data.catalogue import CATALOGUE, HOST
 from lowmem_seq.errors import UsageError
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.cluster import Cluster
@@ -45,14 +48,18 @@ PortOption = Annotated[
 ]
 JoinOption = Annotated[
     str | None,
-    typer.Option(metavar="IP:PORT", help="Train with the machine that hosts.", rich_help_panel=SEVERAL_MACHINES),
+    typer.Option(
+        metavar="IP:PORT",
+        help="Train with the machine that hosts.",
+        rich_help_panel=SEVERAL_MACHINES,
+    ),
 ]
 TOKEN_VARIABLE = "LOWMEM_SEQ_TOKEN"
 OWN_FLAGS = (
     *("--port", "--run-dir", "--max-ram", "--micro-batch", "--device", "--max-restarts", "--data", "--set"),
     "--only-between",
 )
-"""Each machine's own: another one that joins is not told to take the same."""
+"""Each machine's own: another one that joins is not told to take the same. The images it gets from the host."""
 OWN_SWITCHES = frozenset(
     {"--host"}
     | {f"--{no}{name}" for no in ("", "no-") for name in ("keep-awake", "pause-on-battery", "background")}
@@ -139,6 +146,44 @@ def part_of(launch: Launch) -> Part:
     return Part(False, launch.address, port)
 
 
+def with_images(config: RunConfig, part: Part | Rank | None, is_named: bool, console: Console) -> RunConfig:
+    """Return the settings with the images that this machine takes: the host's, where it joins one and has none.
+
+    Args:
+        config: the settings.
+        part: this machine's.
+        is_named: whether somebody named the dataset; where only the preset does, the host's is taken.
+        console: hears where what is named is not here.
+    """
+    source = config.data.source
+    if not _joins(part) or source == HOST:
+        return config
+    if source in CATALOGUE:
+        is_here = is_named
+    else:
+        is_here = Path(source).expanduser().exists()
+        if not is_here:
+            console.print(Text(harmless(f"{source} is not on this machine: the host's images are taken")))
+    return config if is_here else structs.replace(config, data=structs.replace(config.data, source=HOST))
+
+
+def require_images(config: RunConfig, part: Part | Rank | None = None) -> None:
+    """See that the images are not those of a host where there is none.
+
+    Raises:
+        UsageError: they are.
+    """
+    if config.data.source == HOST and not _joins(part):
+        raise UsageError(
+            f"--data {HOST} means the images of the machine that hosts, and this one joins none.",
+            "--join IP:PORT, or name images that are here: --data PATH",
+        )
+
+
+def _joins(part: Part | Rank | None) -> bool:
+    return isinstance(part, Part) and not part.hosts
+
+
 def _clear_environment(around: Surroundings) -> None:
     """Leave nothing in the environment that a launcher said of a world: our children are worlds of one."""
     kept = environment_of_one(around)
@@ -185,10 +230,7 @@ def join_command(words: list[str], address: str, port: int) -> str:
     left = [part for word in words for part in (word.split("=", 1) if word.startswith(OWN_FLAGS) else [word])]
     while left:
         word = left.pop(0)
-        if word == "--data":
-            source = left.pop(0)
-            kept += [word, "ITS_PLACE_THERE" if Path(source).exists() else source]
-        elif word == "--set" and not left[0].startswith(("machine.", "cluster.", "checkpoint.")):
+        if word == "--set" and not left[0].startswith(("machine.", "cluster.", "checkpoint.")):
             kept += [word, left.pop(0)]
         elif word in OWN_FLAGS:
             left.pop(0)

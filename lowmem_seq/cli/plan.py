@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lowmem_seq.cli.cluster import require_images
 from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cli.settings import (
     BackgroundOption,
@@ -117,6 +118,7 @@ def show_plan(config: RunConfig, quiet: bool, fresh: bool = False, as_json: bool
         KeyboardInterrupt: a stop was asked for.
         LowmemSeqError: the data can't be had, or nothing fits under the cap.
     """
+    require_images(config)
     place = cache_folder() / "plans"  # on a disk: the system's folder for temporary files may lie in memory
     make_folder(place)
     console = make_console(sys.stderr if as_json else sys.stdout)

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from lowmem_seq.cli.terminal import can_redraw, harmless
 from lowmem_seq.config import RunConfig
+from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Plan
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.runs.happenings import TELLERS, paused_briefly, ranks_in, tell
+from lowmem_seq.runs.happenings import TELLERS, fetch_in, paused_briefly, ranks_in, tell
 from lowmem_seq.runs.time_left import TimeLeft
 from lowmem_seq.supervisor.child import Message
 from lowmem_seq.units import format_bytes, format_rate, format_seconds
@@ -113,6 +114,16 @@ class SessionScreen:
         self._activity = f"{message['what']}: {message['done']:,}" + (
             f" of {message['total']:,}" if message.get("total") else ""
         )
+
+    def _on_fetching(self, message: Message) -> None:
+        self._activity = fetch_in(message)
+        is_first, self._packing = self._packing != "fetching", "fetching"
+        if self._live is None and (is_first or time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES):
+            self._line_at = time.monotonic()
+            self._line(self._activity)
+
+    def _on_fetch_cut_off(self, _message: Message) -> None:
+        self._activity = "dialling the host again"
 
     def _on_probing(self, message: Message) -> None:
         if self._live is None and not self._probing:
@@ -222,7 +233,7 @@ class SessionScreen:
         named = ", ".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
         lines = [
             f"model   {self._config.name}, {started['parameters'] / 1e6:.2f}M parameters",
-            f"data    {self._config.data.source} ({named}): {started['train_images']:,} training, "
+            f"data    {describe_source(self._config)} ({named}): {started['train_images']:,} training, "
             f"{started['validation_images']:,} validation, {started['test_images']:,} test images",
             f"device  {started['device']}, {started['precision']}, {started['threads']} cores",
         ]
@@ -292,6 +303,11 @@ class SessionScreen:
     def _line(self, text: str) -> None:
         if not self._quiet:
             self._console.print(Text(harmless(text)))
+
+
+def describe_source(config: RunConfig) -> str:
+    """Return where the images come from, for people."""
+    return "the host's images" if config.data.source == HOST else config.data.source
 
 
 def describe_peers(peers: list[dict[str, Any]]) -> str:

@@ -15,7 +15,17 @@ from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
-from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, cluster_of, have_token, read_part
+from lowmem_seq.cli.cluster import (
+    HostOption,
+    JoinOption,
+    Part,
+    PortOption,
+    cluster_of,
+    have_token,
+    read_part,
+    require_images,
+    with_images,
+)
 from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
 from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.cli.plan import show_plan
@@ -121,6 +131,7 @@ def train(
     Examples:
         lowmem-seq train small --data shapes --max-ram 2GB    # drawn pictures
         lowmem-seq train small --data photos --max-ram 4GB    # yours: CLASS/file
+        lowmem-seq train small --join 192.168.1.20:29500      # the host's images
     """
     flags = {
         "data.source": lasting_source(data),
@@ -143,9 +154,11 @@ def train(
     initial = find_initial(init_from, config)
     console = make_console(sys.stdout, soft_wrap=True)
     part, around = read_part(host, port, join, console, mode)
+    require_images(config, part)
     if dry_run:
         show_plan(config, quiet)
         return
+    config = with_images(config, part, data is not None, console)
     if init_from is not None and initial is not None:
         config = structs.replace(config, init_from=str(init_from.absolute()), init_sha256=sha256_of(initial))
     invitation = have_token(part) if isinstance(part, Part) else ""  # before anything is made
@@ -213,7 +226,7 @@ def resume(
     if epochs is not None:
         settings["steps"] = None
     lay_micro_batch(settings, micro_batch)
-    config = validate(settings)
+    config = with_images(validate(settings), part, is_named=True, console=console)
     if isinstance(part, Rank):
         refuse_pauses(config.machine)
     replan = needs_another_plan(run.config.machine, config.machine) or micro_batch is not None

@@ -103,6 +103,14 @@ def ranks_in(world: Event) -> list[str]:
     return [_line(line) for line in (*lines, *([f"and {more:,} more"] if more else ()))]
 
 
+def fetch_in(message: Event) -> str:
+    """Return how far the host's images are fetched, of a `fetching` message."""
+    done, total, rate = message["done"], message["total"], message["bytes_per_second"]
+    left = f", about {format_seconds((total - done) / rate)} left" if rate else ""
+    told = f"{format_bytes(done)} of {format_bytes(total)}, {format_bytes(round(rate))}/s{left}"
+    return f"fetching the host's images: {told}"
+
+
 def result_in(figures: dict[str, Any]) -> str:
     """Return the result of a `test` event, or of a run's summary."""
     return f"test accuracy {figures['test_accuracy']:.2%}, test loss {figures['test_loss']:.4f}"
@@ -250,6 +258,12 @@ def _world_formed(event: Event) -> Told:
     )
 
 
+def _fetched(event: Event) -> str:
+    came, had = format_bytes(event["bytes"]), format_bytes(event["had_bytes"])
+    before = f", {had} were here from before" if event["had_bytes"] else ""
+    return f"the host's images are here: {came} came in {format_seconds(event['seconds'])}{before}"
+
+
 def _peer_lost(event: Event) -> Told:
     if event["cause"] in ENDS_OF_A_PEER:
         return Told("machines", f"{event['name']} has {event['cause']}")
@@ -280,9 +294,7 @@ def _warning(say: Callable[[Event], object], kind: Kind = "note") -> Callable[[E
 TELLERS: dict[str, Callable[[Event], Told | None]] = {
     "planned": _planned,
     "planning_cut": _warning(
-        lambda event: (
-            f"larger settings are not measured: only {format_bytes(event['available_bytes'])} are left on this machine"
-        )
+        lambda event: f"larger settings are not measured: {format_bytes(event['available_bytes'])} are left"
     ),
     "session_started": _started,
     "session_ended": _ended,
@@ -318,6 +330,16 @@ TELLERS: dict[str, Callable[[Event], Told | None]] = {
     ),
     "world_formed": _world_formed,
     "cluster_open": lambda event: Told("machines", f"listening on port {event['port']}"),
+    "fetched": lambda event: Told("machines", _fetched(event)),
+    "fetch_cut_off": _warning(
+        lambda _event: "the host is gone, and its images are not all here; dialling again and again", "machines"
+    ),
+    "pack_wanted": lambda event: Told(
+        "machines", f"{event['name']} fetches the images ({format_bytes(event['bytes'])})"
+    ),
+    "pack_not_sent": _warning(
+        lambda event: f"{event['name']} asked for the images: {event['message']}", "machines"
+    ),
     "peer_joined": lambda event: Told("machines", f"{event['name']} has joined"),
     "peer_lost": _peer_lost,
     "reunion": _reunion,

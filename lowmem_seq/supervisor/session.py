@@ -14,6 +14,7 @@ from pathlib import Path
 from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.compiled import library
 from lowmem_seq.config import RunConfig
+from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.errors import CapTooSmallError, DataError, LowmemSeqError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.plan import NATIVE_LSTM, Plan, cap_in_force, plan_from_json
@@ -64,11 +65,11 @@ def prepare(
 
 
 def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> None:
-    """Have the dataset packed (or found packed), and write its place and fingerprint to data.json.
+    """Have the dataset packed (or found packed, or fetched), and write its place and fingerprint to data.json.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
-        DataError: what the packer said, or the data is not what the run was started with.
+        LowmemSeqError: what the packer said, or the data is not what the run was started with.
         CapTooSmallError: packing takes more than the run may hold.
     """
     rank = read_rank(run)
@@ -76,16 +77,19 @@ def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopS
     neighbours = 1 if rank is None else rank.local_of
     cap_bytes = cap_in_force(machine.max_ram_bytes, system_reader().machine().available_bytes, neighbours)
     source, image_size = config.data.source, config.data.image_size
-    pack, fingerprint = have_packed(source, image_size, screen.show, stops, run.log_file, cap_bytes)
+    if source == HOST:
+        pack, fingerprint = _have_fetched(run, screen, stops, cap_bytes)
+    else:
+        pack, fingerprint = have_packed(source, image_size, screen.show, stops, run.log_file, cap_bytes)
     before = run.read_json(run.data_file)
     expected = None if before is None else before.get("fingerprint")
     if expected is not None and expected != fingerprint:
         raise DataError(
-            f"{config.data.source} holds other images than this run was started with "
+            f"{source} holds other images than this run was started with "
             f"(fingerprint {fingerprint[:12]}, and {str(expected)[:12]} is expected).",
             f"{run.resume_command} --data PATH   with the images of the start",
         )
-    record = {"format_version": 1, "source": config.data.source, "pack": pack, "fingerprint": fingerprint}
+    record = {"format_version": 1, "source": source, "pack": pack, "fingerprint": fingerprint}
     write_json(run.data_file, record)
 
 
@@ -115,7 +119,34 @@ def have_packed(
         DataError: what the packer said.
         CapTooSmallError: packing came to hold more.
     """
+    hint = (
+        f"lowmem-seq data add {shlex.quote(source)} --image-size {image_size}   packs it without a cap; or make"
+        " the largest pictures smaller"
+    )
     child = Child("lowmem_seq.data", source, str(image_size), log=log)
+    return _packed_by(child, show, stops, cap_bytes, (f"packing {source}", hint))
+
+
+def _have_fetched(run: RunFolder, screen: Screen, stops: StopSignals, cap_bytes: int | None) -> tuple[str, str]:
+    """Have the host's pack in the cache by a child; return its folder and fingerprint."""
+
+    def show(message: Message) -> None:
+        if message.get("event") in ("fetched", "fetch_cut_off"):
+            run.events.append(**message)
+        screen.show(message)
+
+    child = Child("lowmem_seq.cluster.fetch", str(run.path), log=run.log_file)
+    return _packed_by(child, show, stops, cap_bytes, ("fetching the images", "give it more: --max-ram 500MB"))
+
+
+def _packed_by(
+    child: Child,
+    show: Callable[[Message], None],
+    stops: StopSignals,
+    cap_bytes: int | None,
+    told: tuple[str, str],
+) -> tuple[str, str]:
+    """Hear a child out that makes a pack, and end it where it comes to hold too much, with what is told of that."""
     tree = ProcessTree(os.getpid(), system_reader(), seconds_between_searches=CHILD_SEARCH_SECONDS)
     tree.add(child.process.pid)
     packed: tuple[str, str] | None = None
@@ -132,11 +163,11 @@ def have_packed(
         code = child.wait()
     stops.raise_if_any()
     if cap_bytes is not None and too_large:
+        what, hint = told
         raise CapTooSmallError(
-            f"packing {source} took {format_bytes(too_large)} with all processes of the run, and the cap is "
+            f"{what} took {format_bytes(too_large)} with all processes of the run, and the cap is "
             f"{format_bytes(cap_bytes)}.",
-            f"lowmem-seq data add {shlex.quote(source)} --image-size {image_size}   packs it without a cap; or make"
-            " the largest pictures smaller",
+            hint,
         )
     if code != 0 or packed is None:
         raise child.failure(code, "packer")

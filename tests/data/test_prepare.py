@@ -177,6 +177,15 @@ def test_what_a_source_can_be(photos: Path, tmp_path: Path, monkeypatch: pytest.
     assert isinstance(find_dataset("./shapes"), ImageFolder)
 
 
+def test_the_images_of_a_host_can_only_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "host").mkdir()
+    with pytest.raises(DataError, match="only a run that joins it can fetch") as caught:
+        find_dataset("host")
+    assert "--data PATH" in caught.value.hint
+    assert isinstance(find_dataset("./host"), ImageFolder)
+
+
 def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'cifar-10'") as misspelt:
         find_dataset("cifar-10")

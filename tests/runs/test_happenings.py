@@ -31,7 +31,7 @@ from lowmem_seq.supervisor.cluster import UNRECORDED
 
 PACKAGE = Path(lowmem_seq.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "concepts" / "checkpoints.md"
-FOR_THE_SCREEN = {"joining", "member_peers"}
+FOR_THE_SCREEN = {"fetching", "joining", "member_peers", "packed", "packing"}
 """Of what machines tell, what is turned into something else, or not written down."""
 BY_EARLIER_RELEASES = {"micro_batch_changed"}
 BATTERY = "this machine runs on battery"
@@ -54,7 +54,7 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
     (
         "planning_cut",
         {"available_bytes": 300_000_000},
-        Told("note", "larger settings are not measured: only 300 MB are left on this machine", True),
+        Told("note", "larger settings are not measured: 300 MB are left", True),
     ),
     (
         "session_started",
@@ -231,6 +231,22 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
         ),
     ),
     ("cluster_open", {"port": 29500}, Told("machines", "listening on port 29500")),
+    (
+        "fetched",
+        {"fingerprint": "0f", "bytes": 160_000_000, "had_bytes": 24_000_000, "seconds": 32.0},
+        Told("machines", "the host's images are here: 160 MB came in 32 s, 24.0 MB were here from before"),
+    ),
+    (
+        "fetch_cut_off",
+        {},
+        Told("machines", "the host is gone, and its images are not all here; dialling again and again", True),
+    ),
+    (
+        "pack_wanted",
+        {"machine": "0", "name": "b", "bytes": 10**6},
+        Told("machines", "b fetches the images (1.00 MB)"),
+    ),
+    ("pack_not_sent", {"name": "b", "message": "torn"}, Told("machines", "b asked for the images: torn", True)),
     ("peer_joined", {"machine": "1", "name": "mac"}, Told("machines", "mac has joined")),
     ("peer_lost", {"name": "b", "cause": "finished"}, Told("machines", "b has finished")),
     (
