@@ -263,8 +263,9 @@ class ClusterConfig(Section, frozen=True):
     lost_after: TimeText = "20s"
     """A machine that was not heard of for so long is lost: others train what it had on lease. In engine mode, where
     nobody can go on without it, all others save and end."""
-    form_within: TimeText = "5min"
-    """Engine mode: how long a process waits at the start for the others, which may still pack images or measure."""
+    form_within: TimeText = "45s"
+    """Engine mode: how long a process waits at the start for the others to come. What they then take to pack images
+    and to measure doesn't count."""
     encoding: Literal["int8", "bf16", "fp32"] = "int8"
     """What changes of weights travel as: about 1, 2 or 4 bytes a weight. What int8 and bf16 lose comes later."""
     dense_rounds: Annotated[int, Meta(ge=0, le=1000)] = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ from msgspec import structs
 from rich.console import Console
 from rich.text import Text
 
-from lowmem_seq.cli.engine import LOOPBACK, is_engine, rank_of
+from lowmem_seq.cli.engine import LOOPBACK, how_to_launch, rank_in
 from lowmem_seq.cli.help import SEVERAL_MACHINES
 from lowmem_seq.cli.terminal import harmless, print_data
 from lowmem_seq.cluster.launch import Launch, read_launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
 from lowmem_seq.cluster.membership import code_of, take_no_part, take_part
-from lowmem_seq.cluster.rank import Rank, take_no_rank, take_rank
+from lowmem_seq.cluster.rank import VISIBLE_GPUS, Rank, take_no_rank, take_rank
 from lowmem_seq.cluster.surroundings import Surroundings, local_addresses, look_around
 from lowmem_seq.cluster.worlds import environment_of_one
 from lowmem_seq.config import RunConfig
@@ -30,6 +30,7 @@ from lowmem_seq.data.catalogue import CATALOGUE, HOST
 from lowmem_seq.errors import UsageError
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.cluster import Cluster
+from lowmem_seq.supervisor.meeting import Meeting
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
 
@@ -91,7 +92,13 @@ def token() -> None:
 
 
 def read_part(
-    host: bool, port: int | None, join: str | None, console: Console, mode: str = "auto"
+    host: bool,
+    port: int | None,
+    join: str | None,
+    console: Console,
+    mode: str = "auto",
+    device: str = "auto",
+    run: RunFolder | None = None,
 ) -> tuple[Part | Rank | None, Surroundings]:
     """Return this machine's part, or this process's rank in engine mode, None where it trains alone.
 
@@ -103,6 +110,8 @@ def read_part(
         join: what `--join` was given.
         console: hears why a process ends that has nothing to do.
         mode: what `--mode` was given.
+        device: what the run is to be computed on.
+        run: what is resumed, if anything.
 
     Raises:
         UsageError: what was asked for is ambiguous or contradicts itself.
@@ -113,10 +122,20 @@ def read_part(
         raise UsageError("--port belongs to --host.", f"--join IP:{port} on the other machines")
     around = look_around()
     launch = read_launch(around, host=("" if port is None else str(port)) if host else None, join=join)
-    engine = is_engine(mode, launch, by_flags=host or join is not None)
+
+    def cards() -> int:
+        from lowmem_seq.doctor.card import usable_cards  # the doctor's room, for those who need it
+
+        return usable_cards(around.environment) if device in ("auto", "cuda") else 0
+
+    def has_code() -> bool:
+        return _is_given_a_code(around.environment) or (run is not None and bool(code_of(run)))
+
+    rank = rank_in(mode, launch, around, host or join is not None, has_code, cards)
     _clear_environment(around)
-    if engine:
-        return rank_of(launch, around), around
+    if rank is not None:
+        os.environ[VISIBLE_GPUS] = rank.gpu(around.environment)
+        return rank, around
     if not launch.leads_its_machine:
         console.print(
             Text(
@@ -127,6 +146,13 @@ def read_part(
         raise typer.Exit
     if launch.several_machines:
         return part_of(launch), around
+    if launch.launcher == "none" and mode == "auto" and (count := cards()) > 1:
+        console.print(
+            Text(
+                f"note: this machine has {count} cards for CUDA, and one process computes on one of them; on all: "
+                f"{how_to_launch(count)}"
+            )
+        )
     if (launch.processes or 1) > launch.formed == 1:
         console.print(
             Text(
@@ -206,7 +232,7 @@ def have_token(part: Part, run: RunFolder | None = None) -> str:
     """
     from lowmem_seq.cluster.token import new_token, token_from_environment  # pyzmq, for those who need it
 
-    is_given = bool(os.environ.get(TOKEN_VARIABLE, "").strip())
+    is_given = _is_given_a_code(os.environ)
     if not is_given and run is not None and code_of(run):
         os.environ[TOKEN_VARIABLE] = code_of(run)
     elif not is_given and part.hosts:
@@ -219,6 +245,10 @@ def have_token(part: Part, run: RunFolder | None = None) -> str:
         'On each other machine, with this join code (PowerShell: $env:NAME = "CODE"):\n'
         f"        export {TOKEN_VARIABLE}={code}\n        {command}"
     )
+
+
+def _is_given_a_code(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get(TOKEN_VARIABLE, "").strip())
 
 
 def join_command(words: list[str], address: str, port: int) -> str:
@@ -248,17 +278,22 @@ def own_address() -> str:
 
 
 @contextmanager
-def cluster_of(
-    run: RunFolder, part: Part | Rank | None, screen: Screen, stops: StopSignals
-) -> Iterator[Cluster | None]:
-    """Give what this session has to do with a hub, if anything, and end it with the session."""
+def others_of(
+    run: RunFolder, config: RunConfig, part: Part | Rank | None, screen: Screen, stops: StopSignals
+) -> Iterator[Cluster | Meeting | None]:
+    """Give what this session has to do with others, if anything, and end it with the session."""
     if isinstance(part, Rank):
         take_rank(run, part)
     else:
         take_no_rank(run)
     if not isinstance(part, Part):
         take_no_part(run)
+    if part is None:
         yield None
+        return
+    if isinstance(part, Rank):
+        with Meeting(run, part, config, screen, stops) as meeting:
+            yield meeting
         return
     role, code = "host" if part.hosts else "member", os.environ[TOKEN_VARIABLE]
     membership = take_part(run, role, part.address, part.port, code)  # type: ignore[arg-type]

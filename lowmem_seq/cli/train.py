@@ -20,8 +20,8 @@ from lowmem_seq.cli.cluster import (
     JoinOption,
     Part,
     PortOption,
-    cluster_of,
     have_token,
+    others_of,
     read_part,
     require_images,
     with_images,
@@ -71,6 +71,7 @@ from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open
 from lowmem_seq.runs.happenings import result_in, tell
 from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session, trainer
+from lowmem_seq.supervisor.cluster import Cluster
 from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.rank import train_rank
 from lowmem_seq.supervisor.signals import StopSignals
@@ -153,7 +154,7 @@ def train(
     config = settings_from(preset, flags, set_ or [], micro_batch)
     initial = find_initial(init_from, config)
     console = make_console(sys.stdout, soft_wrap=True)
-    part, around = read_part(host, port, join, console, mode)
+    part, around = read_part(host, port, join, console, mode, config.machine.device)
     require_images(config, part)
     if dry_run:
         show_plan(config, quiet)
@@ -169,7 +170,8 @@ def train(
             return
     else:
         run = create_run(run_dir or default_run_path(config.name, Path("runs")), config, initial)
-    _run_session(run, config, console, quiet, plan_anew=True, part=part, invitation=invitation)
+    again = isinstance(part, Rank) and part.attempt > 0  # its plan is made, and smaller where memory ran out
+    _run_session(run, config, console, quiet, plan_anew=not again, part=part, invitation=invitation)
 
 
 def resume(
@@ -207,7 +209,8 @@ def resume(
     """
     require_tracker(log_with)
     console = make_console(sys.stdout, soft_wrap=True)
-    part, _ = read_part(host, port, join, console, mode)
+    resumed = RunFolder(run_dir)
+    part, _ = read_part(host, port, join, console, mode, device or _device_of(resumed), resumed)
     whole, run = open_run_of_rank(run_dir, part) if isinstance(part, Rank) else (open_run(run_dir),) * 2
     settings = run.config.to_settings()
     if epochs is not None and steps is not None:
@@ -229,7 +232,8 @@ def resume(
     config = with_images(validate(settings), part, is_named=True, console=console)
     if isinstance(part, Rank):
         refuse_pauses(config.machine)
-    replan = needs_another_plan(run.config.machine, config.machine) or micro_batch is not None
+    again = isinstance(part, Rank) and part.attempt > 0  # what was changed was changed by the first attempt
+    replan = needs_another_plan(run.config.machine, config.machine) or (micro_batch is not None and not again)
     if epochs is None and steps is None and _is_finished(whole, console):
         return
     changes = {key: value for key, value in flags.items() if value is not None}
@@ -237,6 +241,11 @@ def resume(
         changes["machine.micro_batch"] = micro_batch
     invitation = have_token(part, run) if isinstance(part, Part) else ""
     _run_session(run, config, console, quiet, plan_anew=replan, changes=changes, part=part, invitation=invitation)
+
+
+def _device_of(run: RunFolder) -> str:
+    """Return what a run, which may not lie here, is computed on."""
+    return run.config.machine.device if run.config_file.is_file() else "auto"
 
 
 def _is_finished(run: RunFolder, console: Console) -> bool:
@@ -263,22 +272,25 @@ def _run_session(
     path = shlex.quote(str(run.path))
     with StopSignals() as stops, run.locked():
         run.events.append("session_opened", supervisor_pid=os.getpid())
-        try:
+
+        def take_up() -> None:
             _wait_for_an_earlier_trainer(run, stops, console)
             if changes:
                 _write_changes(run, config, changes, plan_anew)
             _tell_of_another_environment(run, console)
+
+        try:
             with (
                 SessionScreen(console, run, config, says_less, invitation) as screen,
                 Laptop(run, config.machine, screen, stops) as laptop,
-                cluster_of(run, part, screen, stops) as others,
+                others_of(run, config, part, screen, stops) as others,
             ):
-                plan = session.prepare(run, config, screen, stops, plan_anew, others)
+                plan = session.prepare(run, config, screen, stops, plan_anew, others, take_up)
                 screen.show_plan(plan)
                 if isinstance(part, Rank):
                     code = train_rank(run, part, plan, screen, stops, laptop)
                 else:
-                    meanwhile = (lambda: None) if others is None else others.hear
+                    meanwhile = others.hear if isinstance(others, Cluster) else lambda: None
                     code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, laptop, meanwhile)
         except KeyboardInterrupt:
             code = trainer.STOPPED

@@ -19,7 +19,7 @@ from lowmem_seq.doctor.line import Measured, Surveyor
 from lowmem_seq.doctor.way import check_way, format_milliseconds, own_networks, try_way
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.runs.environment import installed_version
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_network, format_seconds
 
 SECONDS_TO_PROVE = 10.0
 ROUND_BYTES = 7_600_000
@@ -150,7 +150,4 @@ def _about(seconds: float) -> str:
 
 
 def _megabits(bytes_per_second: float | None) -> str:
-    if bytes_per_second is None:
-        return "not measured"
-    megabits = 8 * bytes_per_second / 1e6
-    return f"{megabits:,.{0 if megabits >= 10 else 1}f} Mbit/s"
+    return "not measured" if bytes_per_second is None else format_network(bytes_per_second)

@@ -139,11 +139,23 @@ class Build:
 
 def read_build(package: str) -> Build | None:
     """Return the build of torch or torchvision; None where it is not installed."""
+    told = _read_version(package)
+    return None if told is None else build_of(*told, _cuda_bytes() if package == "torch" else 0)
+
+
+def cuda_of(package: str) -> str | None:
+    """Return the CUDA that torch or torchvision was built for; None: for none, or it is not installed."""
+    told = _read_version(package)
+    return None if told is None else build_of(*told).cuda
+
+
+def _read_version(package: str) -> tuple[str, str] | None:
+    """Return the text of a package's version.py and its version, None where it is not installed."""
     try:
         distribution = metadata.distribution(package)
-        text = str(distribution.locate_file(f"{package}/version.py"))
-        with open(text, encoding="utf-8") as file:  # noqa: PTH123  the file's path is a metadata's SimplePath
-            return build_of(file.read(), distribution.version, _cuda_bytes() if package == "torch" else 0)
+        path = str(distribution.locate_file(f"{package}/version.py"))
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123  the file's path is a metadata's SimplePath
+            return file.read(), distribution.version
     except (metadata.PackageNotFoundError, OSError):
         return None
 

@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from lowmem_seq.cluster.rank import read_rank
 from lowmem_seq.compiled import library
@@ -23,7 +24,6 @@ from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
-from lowmem_seq.supervisor.cluster import Cluster
 from lowmem_seq.supervisor.planner import CHILD_SAMPLE_SECONDS, CHILD_SEARCH_SECONDS, make_plan, part_of
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
@@ -33,35 +33,62 @@ PARTS = ("", "rank", "member", "host")
 """Of a cluster, the one that holds most last."""
 
 
+class Others(Protocol):
+    """Those that a session trains with: a hub (cluster.py), or the other ranks of a world (meeting.py)."""
+
+    def knock(self) -> None:
+        """See that they are there, and would train the same, before anything else is done."""
+
+    def open(self) -> None:
+        """Go on from there with what is known once the data is ready."""
+
+    def wait(self) -> None:
+        """Wait, with the plan ready, for those that have to begin at the same moment."""
+
+
 def prepare(
     run: RunFolder,
     config: RunConfig,
     screen: Screen,
     stops: StopSignals,
     plan_anew: bool,
-    cluster: Cluster | None = None,
+    others: Others | None = None,
+    take_up: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Have the data and the plan ready, and the cluster open; what goes wrong stands in the events.
+    """Have the others there, and the data and the plan ready; what goes wrong stands in the events.
+
+    Args:
+        run: what is trained.
+        config: its settings.
+        screen: shows what is done.
+        stops: end it.
+        plan_anew: whatever plan there is.
+        others: those that this session trains with, if anybody.
+        take_up: does what is to be done with the run's folder first, once the others are there.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
-        LowmemSeqError: see `prepare_data`, `make_plan` of planner.py, and cluster.py.
+        LowmemSeqError: see `prepare_data`, `make_plan` of planner.py, cluster.py and meeting.py.
     """
     try:
-        if cluster is not None:
-            cluster.knock()
+        if others is not None:
+            others.knock()
+        take_up()
         prepare_data(run, config, screen, stops)
-        if cluster is not None:
-            cluster.open()
+        if others is not None:
+            others.open()
         if run.config != config:  # the images' new place, now that they are known to be the same ones
             run.write_config(config)
-        return read_or_make_plan(run, config, screen, stops, plan_anew)
+        plan = read_or_make_plan(run, config, screen, stops, plan_anew)
+        if others is not None:
+            others.wait()
     except LowmemSeqError as error:
         run.events.append("session_ended", state="crashed", cause=error.message)
         raise
     except KeyboardInterrupt:
         run.events.append("session_ended", state="stopped", cause="asked for before the training began")
         raise
+    return plan
 
 
 def prepare_data(run: RunFolder, config: RunConfig, screen: Screen, stops: StopSignals) -> None:

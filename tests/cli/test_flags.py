@@ -367,3 +367,18 @@ def test_the_images_of_a_host_are_refused_where_none_is_joined(
     assert_refused(command_line(*words), 2, "this one joins none", "--join IP:PORT")
     assert sessions.started == []
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_ranks_that_their_launcher_starts_again_go_on_with_the_plan_that_they_made(
+    command_line: CommandLine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have become smaller where memory ran out; measured anew, it would be as before."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for words in (("train", "tiny", "--run-dir", "run"), ("resume", "run", "--micro-batch", "4")):
+        for attempt in ("0", "1"):
+            told = told_by_torchrun(0, machines=1, local=2, address="127.0.0.1")
+            for name, value in {**told, "TORCHELASTIC_RESTART_COUNT": attempt}.items():
+                monkeypatch.setenv(name, value)
+            assert command_line(*words).code == 0
+    assert all(isinstance(part, Rank) for part in sessions.parts)
+    assert [plan_anew for *_, plan_anew in sessions.started] == [True, False, True, False]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_seq.doctor.card import has_nvidia_card
+from lowmem_seq.doctor.card import has_nvidia_card, nvidia_cards, shown_cards
 from lowmem_seq.doctor.software import (
     CPU_INDEX,
     Build,
@@ -196,6 +196,18 @@ def test_an_nvidia_card_is_found_among_the_devices_of_linux(tmp_path: Path) -> N
     assert not has_nvidia_card("linux", tmp_path)
     pci_device(tmp_path, "0x10de", "0x030200")
     assert has_nvidia_card("linux", tmp_path)
+
+
+def test_cards_are_counted_and_only_those_that_cuda_shows_count(tmp_path: Path) -> None:
+    for number, kind in enumerate(("0x030200", "0x030200", "0x040300")):  # the last one is a card's sound
+        device = tmp_path / f"sys/bus/pci/devices/{number}"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x10de\n", encoding="ascii")
+        (device / "class").write_text(f"{kind}\n", encoding="ascii")
+    assert nvidia_cards("linux", tmp_path) == 2
+    shown = {None: 2, "": 0, "-1": 0, "1": 1, "1, 0": 2, "0,-1,1": 1, "GPU-8932": 1}
+    for text, count in shown.items():
+        assert shown_cards({} if text is None else {"CUDA_VISIBLE_DEVICES": text}, 2) == count
 
 
 def test_an_nvidia_card_is_found_by_its_driver_on_windows_and_under_wsl(tmp_path: Path) -> None:
