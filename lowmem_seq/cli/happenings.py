@@ -109,7 +109,7 @@ WARNINGS: dict[str, Callable[[Event], str]] = {
     "checkpoint_passed_over": lambda event: str(event["message"]),
     "trainer_restarted": _trainer_restarted,
     "planning_cut": lambda event: (
-        f"larger settings are not measured: only {format_bytes(event['available_bytes'])} are left on this machine"
+        f"only {format_bytes(event['available_bytes'])} are left on this machine: what needs more is not measured"
     ),
     "setting_kept": lambda event: str(event["cause"]),
     "leak_noticed": lambda event: str(event["message"]),
