@@ -294,7 +294,9 @@ def _warning(say: Callable[[Event], object], kind: Kind = "note") -> Callable[[E
 TELLERS: dict[str, Callable[[Event], Told | None]] = {
     "planned": _planned,
     "planning_cut": _warning(
-        lambda event: f"larger settings are not measured: {format_bytes(event['available_bytes'])} are left"
+        lambda event: (
+            f"only {format_bytes(event['available_bytes'])} are left on this machine: what needs more is not measured"
+        )
     ),
     "session_started": _started,
     "session_ended": _ended,

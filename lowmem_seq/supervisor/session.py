@@ -24,9 +24,10 @@ from lowmem_seq.memory.tree import ProcessTree
 from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
-from lowmem_seq.supervisor.planner import CHILD_SAMPLE_SECONDS, CHILD_SEARCH_SECONDS, make_plan, part_of
+from lowmem_seq.supervisor.planner import CHILD_SAMPLE_SECONDS, CHILD_SEARCH_SECONDS, make_plan
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.supervisor.subject import part_of
 from lowmem_seq.units import format_bytes
 
 PARTS = ("", "rank", "member", "host")

@@ -54,7 +54,7 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
     (
         "planning_cut",
         {"available_bytes": 300_000_000},
-        Told("note", "larger settings are not measured: 300 MB are left", True),
+        Told("note", "only 300 MB are left on this machine: what needs more is not measured", True),
     ),
     (
         "session_started",

@@ -156,9 +156,10 @@ class FakeChild:
                 world.stops.count = 1
             peak = world.peak(setting, request["allocator"])
             if world.room is not None and peak > world.room:
-                Reader.available = 0
+                Reader.available, Reader.launched = 7 * MB, {7: world.room}
                 yield None
-                Reader.available = 4000 * MB
+                Reader.available, Reader.launched = 4000 * MB, {}
+                yield None
             if self.wait() == -signal.SIGKILL:
                 return
             if world.ends_with is not None and not (world.measures_the_least and request["only"]):
@@ -435,22 +436,33 @@ def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
 
 
 @pytest.mark.parametrize(
-    ("room", "micro_batch", "workers"),
-    [(500 * MB, 8, 2), (350 * MB, 8, 1)],
+    ("room", "setting", "recomputed", "later_budget"),
+    [(500 * MB, Setting(8, 2), {0, 4}, 540 * MB), (350 * MB, Setting(8, 1), {0}, 4000 * MB - OTHERS)],
     ids=["some settings fit", "not even the first one, which is tried all the same"],
 )
-def test_a_machine_that_runs_short_while_larger_settings_are_measured_ends_the_search(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, room: int, micro_batch: int, workers: int
+def test_where_the_machine_runs_short_the_search_goes_on_within_what_it_had(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    setting: Setting,
+    recomputed: set[int],
+    later_budget: int,
 ) -> None:
-    monkeypatch.setattr(Reader, "available", Reader.available)  # as it was, when the test is over
-    monkeypatch.setattr(planner, "CHILD_MACHINE_SECONDS", 0.0)
+    for name in ("available", "launched"):
+        monkeypatch.setattr(Reader, name, getattr(Reader, name))  # as it was, when the test is over
+    for name in ("CHILD_MACHINE_SECONDS", "CHILD_SEARCH_SECONDS"):
+        monkeypatch.setattr(planner, name, 0.0)
     bench.world.room = room
     plan = bench.plan(4000 * MB).plan
-    assert plan.setting == Setting(micro_batch, workers)
-    assert len(bench.world.children) == 1
+    assert plan.setting == setting
+    assert plan.predicted_peak_bytes - OTHERS <= max(room, 380 * MB)
+    assert plan.data_limit_bytes == data_limit(plan.measured[0], 4000 * MB - OTHERS)  # the cap is as it was
+    assert {point.recomputed_layers for point in plan.measurements} == recomputed  # so it was looked on
+    first, *later = [child["budget_bytes"] for child in bench.world.children]
+    assert (first, set(later)) == (4000 * MB - OTHERS, {later_budget})
     (told,) = [event for event in bench.run.events if event["event"] == "planning_cut"]
-    assert told["available_bytes"] == 0
-    assert bench.screen.shown[-1] == told
+    assert told["available_bytes"] == 7 * MB  # as it was, not as it is once the child has ended
+    assert told in bench.screen.shown
     bench.world.room = None
     assert bench.plan(4000 * MB).plan.setting == Setting(16, 2)  # nothing of it was remembered
     assert len(bench.world.children) == 1
