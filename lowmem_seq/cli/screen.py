@@ -16,10 +16,10 @@ from lowmem_seq.config import RunConfig
 from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Plan
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.runs.happenings import TELLERS, fetch_in, paused_briefly, ranks_in, tell
+from lowmem_seq.runs.happenings import TELLERS, fetch_in, meeting_in, paused_briefly, ranks_in, tell
 from lowmem_seq.runs.time_left import TimeLeft
 from lowmem_seq.supervisor.child import Message
-from lowmem_seq.units import format_bytes, format_network, format_rate, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWS = 0.5
@@ -189,7 +189,7 @@ class SessionScreen:
         self._line("        nothing of it is encrypted or authenticated: for a trusted network only")
 
     def _on_ranks_met(self, message: Message) -> None:
-        self._line(describe_meeting(message))
+        self._line(f"met     {meeting_in(message)}")
         self._activity = "starting"
 
     def _on_waiting_for_ranks(self, message: Message) -> None:
@@ -333,14 +333,6 @@ def describe_peers(peers: list[dict[str, Any]]) -> str:
             f"{speed}{share}"
         )
     return "\n".join(lines)
-
-
-def describe_meeting(met: dict[str, Any]) -> str:
-    """Return who has met, in a line for people, and how fast the network between several machines is."""
-    machines, rate = met["machines"], met["network_bytes_per_second"]
-    told = ", ".join(f"{machines.count(name)} on {name}" for name in dict.fromkeys(machines))
-    network = "" if rate is None else f"; the network between them carries {format_network(rate)}"
-    return f"met     {len(machines)} processes: {told}{network}"
 
 
 def describe_plan(plan: Plan, effective_batch: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from lowmem_seq.runs.events import Event, time_of
 from lowmem_seq.text import harmless
-from lowmem_seq.units import format_bytes, format_rate, format_seconds
+from lowmem_seq.units import format_bytes, format_network, format_rate, format_seconds
 
 Kind = Literal["began", "ended", "died", "memory", "smaller", "larger", "paused", "machines", "figure", "note"]
 """What an event is about. A `figure` is worth a line where lines are read as they come; else a curve has it."""
@@ -101,6 +101,14 @@ def ranks_in(world: Event) -> list[str]:
     ]
     more = len(ranks) - len(shown)
     return [_line(line) for line in (*lines, *([f"and {more:,} more"] if more else ()))]
+
+
+def meeting_in(met: Event) -> str:
+    """Return who has met, of a `ranks_met` event, and how fast the network between several machines is."""
+    machines, rate = [_line(str(name)) for name in met["machines"]], met["network_bytes_per_second"]
+    told = ", ".join(f"{machines.count(name)} on {name}" for name in dict.fromkeys(machines))
+    network = "" if rate is None else f"; the network between them carries {format_network(rate)}"
+    return f"{len(machines)} processes: {told}{network}"
 
 
 def fetch_in(message: Event) -> str:
@@ -294,9 +302,7 @@ def _warning(say: Callable[[Event], object], kind: Kind = "note") -> Callable[[E
 TELLERS: dict[str, Callable[[Event], Told | None]] = {
     "planned": _planned,
     "planning_cut": _warning(
-        lambda event: (
-            f"only {format_bytes(event['available_bytes'])} are left on this machine: what needs more is not measured"
-        )
+        lambda event: f"only {format_bytes(event['available_bytes'])} are left on this machine: no more is measured"
     ),
     "session_started": _started,
     "session_ended": _ended,
@@ -330,6 +336,7 @@ TELLERS: dict[str, Callable[[Event], Told | None]] = {
             f"fast again after {format_seconds(event['seconds'])}: {format_rate(event['images_per_second'])}"
         )
     ),
+    "ranks_met": lambda event: Told("machines", f"met: {meeting_in(event)}"),
     "world_formed": _world_formed,
     "cluster_open": lambda event: Told("machines", f"listening on port {event['port']}"),
     "fetched": lambda event: Told("machines", _fetched(event)),

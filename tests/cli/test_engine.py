@@ -11,7 +11,7 @@ from rich.console import Console
 from lowmem_seq.cli import cluster as module
 from lowmem_seq.cli.cluster import Part, read_part
 from lowmem_seq.cli.engine import make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
-from lowmem_seq.cli.screen import SessionScreen, describe_meeting
+from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cluster.membership import take_part
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.surroundings import Surroundings
@@ -217,15 +217,6 @@ def test_on_another_machine_a_rank_goes_on_with_what_it_kept(tmp_path: Path) -> 
         open_run_of_rank(path, SECOND)
     made = make_run_of_rank(path, SECOND, tiny_config("seed=5"))[1]
     assert [run.path for run in open_run_of_rank(path, SECOND)] == [made.path, made.path]
-
-
-def test_who_has_met_is_shown_with_the_network_between_several_machines() -> None:
-    met = {"machines": ["hp", "hp", "mac"], "network_bytes_per_second": 117.5e6}
-    assert describe_meeting(met) == (
-        "met     3 processes: 2 on hp, 1 on mac; the network between them carries 940 Mbit/s"
-    )
-    alone = {"machines": ["hp", "hp"], "network_bytes_per_second": None}
-    assert describe_meeting(alone) == "met     2 processes: 2 on hp"
 
 
 def test_who_is_waited_for_is_shown(run: RunFolder) -> None:

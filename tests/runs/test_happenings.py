@@ -54,7 +54,7 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
     (
         "planning_cut",
         {"available_bytes": 300_000_000},
-        Told("note", "only 300 MB are left on this machine: what needs more is not measured", True),
+        Told("note", "only 300 MB are left on this machine: no more is measured", True),
     ),
     (
         "session_started",
@@ -220,6 +220,16 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
         "recovered",
         {"images_per_second": 1500.0, "seconds": 300.0},
         Told("note", "fast again after 5 min 00 s: 1,500 images/s"),
+    ),
+    (
+        "ranks_met",
+        {"machines": ["hp", "hp", "mac"], "network_bytes_per_second": 117.5e6},
+        Told("machines", "met: 3 processes: 2 on hp, 1 on mac; the network between them carries 940 Mbit/s"),
+    ),
+    (
+        "ranks_met",
+        {"machines": ["hp", "hp"], "network_bytes_per_second": None},
+        Told("machines", "met: 2 processes: 2 on hp"),
     ),
     (
         "world_formed",
