@@ -16,7 +16,7 @@ from lowmem_seq.config import RunConfig
 from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Plan
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.runs.happenings import TELLERS, fetch_in, meeting_in, paused_briefly, ranks_in, tell
+from lowmem_seq.runs.happenings import TELLERS, fetch_in, paused_briefly, ranks_in, tell
 from lowmem_seq.runs.time_left import TimeLeft
 from lowmem_seq.supervisor.child import Message
 from lowmem_seq.units import format_bytes, format_rate, format_seconds
@@ -24,7 +24,13 @@ from lowmem_seq.units import format_bytes, format_rate, format_seconds
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWS = 0.5
 OF_THE_FREE = f" ({SHARE_OF_AVAILABLE:.0%} of what is free)"
-LABELS = {"kept_awake": "awake", "not_kept_awake": "awake", "in_background": "power", "no_battery": "power"}
+LABELS = {
+    "ranks_met": "engine",
+    "kept_awake": "awake",
+    "not_kept_awake": "awake",
+    "in_background": "power",
+    "no_battery": "power",
+}
 """Events that stand in line with the head of a session."""
 IN_ITS_PLACE = frozenset({"session_started", "session_ended", "test", "world_formed", "cluster_open"})
 """Events that a session shows, in the place that it has for them, or says when it is over."""
@@ -188,8 +194,7 @@ class SessionScreen:
         self._line(f"engine  {message['ranks']} processes compute each step together, at {message['address']}")
         self._line("        nothing of it is encrypted or authenticated: for a trusted network only")
 
-    def _on_ranks_met(self, message: Message) -> None:
-        self._line(f"met     {meeting_in(message)}")
+    def _on_ranks_met(self, _message: Message) -> None:
         self._activity = "starting"
 
     def _on_waiting_for_ranks(self, message: Message) -> None:

@@ -103,14 +103,6 @@ def ranks_in(world: Event) -> list[str]:
     return [_line(line) for line in (*lines, *([f"and {more:,} more"] if more else ()))]
 
 
-def meeting_in(met: Event) -> str:
-    """Return who has met, of a `ranks_met` event, and how fast the network between several machines is."""
-    machines, rate = [_line(str(name)) for name in met["machines"]], met["network_bytes_per_second"]
-    told = ", ".join(f"{machines.count(name)} on {name}" for name in dict.fromkeys(machines))
-    network = "" if rate is None else f"; the network between them carries {format_network(rate)}"
-    return f"{len(machines)} processes: {told}{network}"
-
-
 def fetch_in(message: Event) -> str:
     """Return how far the host's images are fetched, of a `fetching` message."""
     done, total, rate = message["done"], message["total"], message["bytes_per_second"]
@@ -272,6 +264,13 @@ def _fetched(event: Event) -> str:
     return f"the host's images are here: {came} came in {format_seconds(event['seconds'])}{before}"
 
 
+def _ranks_met(event: Event) -> Told:
+    machines, rate = [_line(str(name)) for name in event["machines"]], event["network_bytes_per_second"]
+    told = ", ".join(f"{machines.count(name)} on {name}" for name in dict.fromkeys(machines))
+    network = "" if rate is None else f"; the network between them carries {format_network(rate)}"
+    return Told("machines", f"{len(machines)} processes have met: {told}{network}")
+
+
 def _peer_lost(event: Event) -> Told:
     if event["cause"] in ENDS_OF_A_PEER:
         return Told("machines", f"{event['name']} has {event['cause']}")
@@ -336,7 +335,7 @@ TELLERS: dict[str, Callable[[Event], Told | None]] = {
             f"fast again after {format_seconds(event['seconds'])}: {format_rate(event['images_per_second'])}"
         )
     ),
-    "ranks_met": lambda event: Told("machines", f"met: {meeting_in(event)}"),
+    "ranks_met": _ranks_met,
     "world_formed": _world_formed,
     "cluster_open": lambda event: Told("machines", f"listening on port {event['port']}"),
     "fetched": lambda event: Told("machines", _fetched(event)),

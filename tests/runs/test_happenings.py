@@ -224,12 +224,12 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
     (
         "ranks_met",
         {"machines": ["hp", "hp", "mac"], "network_bytes_per_second": 117.5e6},
-        Told("machines", "met: 3 processes: 2 on hp, 1 on mac; the network between them carries 940 Mbit/s"),
+        Told("machines", "3 processes have met: 2 on hp, 1 on mac; the network between them carries 940 Mbit/s"),
     ),
     (
         "ranks_met",
         {"machines": ["hp", "hp"], "network_bytes_per_second": None},
-        Told("machines", "met: 2 processes: 2 on hp"),
+        Told("machines", "2 processes have met: 2 on hp"),
     ),
     (
         "world_formed",
