@@ -214,7 +214,8 @@ def _is_larger(event: Event, before: dict[str, Any]) -> bool:
 def _out_of_memory(event: Event) -> Told:
     held = "" if event.get("held_bytes") is None else f", at {format_bytes(event['held_bytes'])}"
     saved = "all was saved" if event.get("saved") else "nothing could be saved"
-    return Told("memory", f"memory ran out at step {int(event['step']):,}{held}; {saved}", is_warning=True)
+    when = "while the trainer began" if event["step"] is None else f"at step {int(event['step']):,}"
+    return Told("memory", f"memory ran out {when}{held}; {saved}", is_warning=True)
 
 
 # Pauses, and the machine's own life.

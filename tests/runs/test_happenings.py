@@ -160,6 +160,11 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
         {"step": 5, "saved": False, "held_bytes": None},
         Told("memory", "memory ran out at step 5; nothing could be saved", True),
     ),
+    (
+        "out_of_memory",
+        {"step": None, "saved": False, "held_bytes": 10**9, "cause": "x"},
+        Told("memory", "memory ran out while the trainer began, at 1.00 GB; nothing could be saved", True),
+    ),
     ("leak_noticed", {"message": "it grows"}, Told("note", "it grows", True)),
     (
         "paused",
