@@ -151,7 +151,7 @@ def test_what_accelerate_starts_on_each_machine_are_ranks_where_that_is_asked_fo
     ]
     said = machines[0].ended(0)
     machines[1].ended(0)
-    assert re.search(r"met     2 processes: 2 on .*; the network between them carries [\d,]+ Mbit/s", said)
+    assert re.search(r"engine  2 processes have met: 2 on .*; the network between them carries [\d,]+ Mbit/s", said)
     assert weights(launcher.run) == weights(launcher.run.parent / "there" / "ranks" / "rank-1")
 
 
