@@ -79,6 +79,7 @@ def invented_events(count: int) -> Iterator[dict[str, Any]]:
         yield {"time_unix_seconds": at, "event": kind, **told}
     confusion = [[90 if one == other else 1 for other in range(10)] for one in range(10)]
     told = {"step": step, "test_loss": 0.5, "test_accuracy": 0.9, "class_accuracies": [0.9] * 10, "seconds": 3.0}
+    told["weights_sha256"] = "ab"
     yield {"time_unix_seconds": at, "event": "test", **told, "confusion": confusion}
     yield {
         "time_unix_seconds": at,

@@ -123,7 +123,8 @@ class DataConfig(Section, frozen=True):
     """Which images, and how they are split."""
 
     source: str = "cifar10"
-    """A catalogue name, or a path to a folder or zip laid out CLASS/file or train/CLASS + test/CLASS."""
+    """A catalogue name; a path to a folder or zip laid out CLASS/file or train/CLASS + test/CLASS; or `host`: what
+    the machine has that is joined."""
     classes: tuple[str, ...] | None = None
     """The subset of classes to use, in this order; null takes all."""
     image_size: Annotated[int, Meta(ge=8, le=1024)] = 32
@@ -262,8 +263,9 @@ class ClusterConfig(Section, frozen=True):
     lost_after: TimeText = "20s"
     """A machine that was not heard of for so long is lost: others train what it had on lease. In engine mode, where
     nobody can go on without it, all others save and end."""
-    form_within: TimeText = "5min"
-    """Engine mode: how long a process waits at the start for the others, which may still pack images or measure."""
+    form_within: TimeText = "45s"
+    """Engine mode: how long a process waits at the start for the others to come. What they then take to pack images
+    and to measure doesn't count."""
     encoding: Literal["int8", "bf16", "fp32"] = "int8"
     """What changes of weights travel as: about 1, 2 or 4 bytes a weight. What int8 and bf16 lose comes later."""
     dense_rounds: Annotated[int, Meta(ge=0, le=1000)] = 1

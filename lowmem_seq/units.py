@@ -79,6 +79,12 @@ def format_bytes(size: int) -> str:
     return f"{size} B"
 
 
+def format_network(bytes_per_second: float) -> str:
+    """Return a network's speed as it is sold: `940 Mbit/s`; below ten with a digit behind the point."""
+    megabits = 8 * bytes_per_second / 1e6
+    return f"{megabits:,.{0 if megabits >= 10 else 1}f} Mbit/s"
+
+
 def parse_seconds(text: str) -> float:
     """Return the seconds that `text` such as "5min" or "1.5h" means.
 
@@ -93,6 +99,12 @@ def parse_seconds(text: str) -> float:
             "write it as a number and a unit: 90s, 5min or 2h",
         )
     return number * factor
+
+
+def format_rate(images_per_second: float) -> str:
+    """Return a speed for people; below ten with a digit behind the point, below one with two."""
+    digits = 0 if images_per_second >= 10 else 1 if images_per_second >= 1 else 2
+    return f"{images_per_second:,.{digits}f} images/s"
 
 
 def format_seconds(seconds: float) -> str:

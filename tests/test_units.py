@@ -15,6 +15,8 @@ from lowmem_seq.units import (
     Interval,
     format_bytes,
     format_hours,
+    format_network,
+    format_rate,
     format_seconds,
     parse_bytes,
     parse_hours,
@@ -58,6 +60,13 @@ def test_what_is_no_amount_of_memory_is_refused(text: str, told: str) -> None:
         parse_bytes(text)
     assert caught.value.message == told
     assert "6GB" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_second", "text"), [(117.5e6, "940 Mbit/s"), (1.25e9, "10,000 Mbit/s"), (1e5, "0.8 Mbit/s")]
+)
+def test_a_network_s_speed_is_shown_as_it_is_sold(bytes_per_second: float, text: str) -> None:
+    assert format_network(bytes_per_second) == text
 
 
 @given(st.integers(1, 10**6), st.sampled_from(sorted(BYTE_UNITS)))
@@ -108,6 +117,11 @@ def test_what_is_no_time_is_refused(text: str, told: str) -> None:
         parse_seconds(text)
     assert caught.value.message == told
     assert "5min" in caught.value.hint
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1234.5, "1,234"), (10.0, "10"), (4.0, "4.0"), (0.25, "0.25")])
+def test_a_low_speed_is_shown_with_more_digits(rate: float, text: str) -> None:
+    assert format_rate(rate) == f"{text} images/s"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowmem_seq import __version__
+from lowmem_seq.cli.settings import JsonOption
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
 from lowmem_seq.doctor.finding import Finding, Group, Verdict
 from lowmem_seq.errors import ClusterError, UnfitError
@@ -32,9 +33,9 @@ def doctor(
     peer: str | None = typer.Option(
         None, "--peer", metavar="IP:PORT", help="Look instead whether a host can be trained with."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON, one object."),
+    as_json: JsonOption = False,
 ) -> None:
-    """Look whether this machine is fit to train, and say how what is wrong is mended.
+    """Say whether this machine is fit to train; each fault with its fix.
 
     Ends with 0 if nothing failed, else with 11. With --peer it ends with 7 then, and takes the join code from
     LOWMEM_SEQ_TOKEN.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ import typer
 from lowmem_seq.cli.help import SEVERAL_MACHINES
 from lowmem_seq.cluster.launch import Launch
 from lowmem_seq.cluster.launchers import DEFAULT_PORT
-from lowmem_seq.cluster.rank import VISIBLE_GPUS, Rank, folder_of
+from lowmem_seq.cluster.rank import Rank, folder_of
 from lowmem_seq.cluster.surroundings import Surroundings
 from lowmem_seq.config import MachineConfig, RunConfig
 from lowmem_seq.errors import ClusterError, UsageError, nearest
@@ -32,57 +32,90 @@ ModeOption = Annotated[
     ),
 ]
 LOOPBACK = "127.0.0.1"
-HOW_TO_LAUNCH = (
-    "torchrun --nproc_per_node 2 -m lowmem_seq train ...   (on a CPU accelerate launch starts several processes by "
-    "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m lowmem_seq train ...)"
-)
 
 
-def is_engine(mode: str, launch: Launch, by_flags: bool) -> bool:
-    """Return whether the processes of a launch compute each step together.
+def rank_in(
+    mode: str,
+    launch: Launch,
+    around: Surroundings,
+    by_flags: bool,
+    has_code: Callable[[], bool],
+    cards: Callable[[], int],
+) -> Rank | None:
+    """Return this process's place in a world whose processes compute each step together; None in laptop mode.
 
-    `auto` does that where a machine has several of them: it has to come out alike on all machines, which have not
-    talked yet.
+    `auto` takes engine mode where a launcher started several processes on a machine; and where it started one on
+    each of several machines, this one has a card for CUDA, and there is no join code, which laptop mode would need:
+    then the ranks measure the network when they meet, and one that is slow is an error (meeting.py).
 
     Args:
         mode: what `--mode` was given.
         launch: what was asked for, and what formed.
+        around: what can be seen of it.
         by_flags: `--host` or `--join` was given, which are of laptop mode.
+        has_code: returns whether there is a join code, in the environment or of the session before.
+        cards: returns how many CUDA cards there are to compute on.
 
     Raises:
         UsageError: there is no such mode, or it contradicts the flags.
-        ClusterError: engine mode is asked for, and no world of several processes was formed.
+        ClusterError: engine mode is asked for, and there is no world of several processes.
     """
     if mode not in MODES:
         raise UsageError(f"there is no mode {mode!r}.", nearest(mode, list(MODES)) or "auto, laptop or engine")
     if mode == "engine" and by_flags:
         raise UsageError("--host and --join are of laptop mode.", "leave them out, or --mode engine")
-    if mode == "engine" and launch.formed < 2:
-        asked = launch.processes or 1
-        told = (
-            f"{asked} processes were asked for ({launch.found['processes']}), and this one was started alone"
-            if asked > 1
-            else "this one was started alone"
-        )
-        raise ClusterError(f"engine mode needs several processes that know of each other: {told}.", HOW_TO_LAUNCH)
-    return mode == "engine" or (mode == "auto" and not by_flags and launch.formed > (launch.machines or 1))
-
-
-def rank_of(launch: Launch, around: Surroundings) -> Rank:
-    """Return this process's place in the world that its launcher formed, and leave it its own GPU."""
+    place = _place_in_world(launch)
+    if mode == "engine" and place is None:
+        raise ClusterError(_why_no_world(launch), how_to_launch(cards() if launch.launcher == "none" else 0))
+    if place is None or mode == "laptop" or by_flags:
+        return None
+    several_here = launch.formed > (launch.machines or 1)
+    if mode == "auto" and not several_here and (not cards() or has_code()):
+        return None
     environment = around.environment
-    rank = Rank(
-        number=launch.process_rank,
-        of=launch.formed,
-        local=launch.local_rank,
-        local_of=launch.local_formed,
+    return Rank(
+        *place,
         address=environment.get("MASTER_ADDR") or launch.address or LOOPBACK,
         port=int(environment.get("MASTER_PORT") or launch.port or DEFAULT_PORT),
         attempt=int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0),
         store_is_there=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        needs_fast_network=mode == "auto" and not several_here,
     )
-    os.environ[VISIBLE_GPUS] = rank.gpu(environment)
-    return rank
+
+
+def _place_in_world(launch: Launch) -> tuple[int, int, int, int] | None:
+    """Return this process's number, and of how many, among all and on its machine; None where it stands alone.
+
+    A launcher that starts one process on each machine without a world (accelerate, on CPUs) has told all the same
+    which of them this is.
+    """
+    if launch.formed > 1:
+        return launch.process_rank, launch.formed, launch.local_rank, launch.local_formed
+    machines, rank = launch.machines, launch.machine_rank
+    if machines is None or machines < 2 or rank is None or launch.processes not in (None, machines):
+        return None
+    return rank, machines, 0, 1
+
+
+def _why_no_world(launch: Launch) -> str:
+    asked = launch.processes or 1
+    told = (
+        f"{asked} processes were asked for ({launch.found['processes']}), and this one was started alone"
+        if asked > 1
+        else "this one was started alone"
+    )
+    return f"engine mode needs several processes that know of each other: {told}."
+
+
+def how_to_launch(cards: int) -> str:
+    """Return how several processes are started on one machine: one for each of its cards, if it has several."""
+    if cards > 1:
+        return f"torchrun --nproc_per_node {cards} -m lowmem_seq train ..."
+    return (
+        "torchrun --nproc_per_node 2 -m lowmem_seq train ...   (on a CPU accelerate launch starts several "
+        "processes by ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m lowmem_seq train "
+        "...)"
+    )
 
 
 def run_path_of(name: str, around: Surroundings) -> Path:

@@ -79,7 +79,7 @@ def eval_(
 
     with progress_bar() as progress:
         source = lasting_source(data)
-        pack = find_pack(run, source, progress)
+        pack = find_pack(run, source, progress, cap_bytes)
         trained = open_trained(run, weights)
         subject = choose_subject(run, pack, source or run.config.data.source, trained.classes, part)
         classifier = Classifier(trained, run, wanted_device)
@@ -94,11 +94,18 @@ def eval_(
     show(make_console(sys.stdout), run, weights, subject, trained.classes, result)
 
 
-def find_pack(run: RunFolder, data: str | None, progress: Progress) -> Pack:
+def find_pack(run: RunFolder, data: str | None, progress: Progress, cap_bytes: int | None) -> Pack:
     """Return the pack of other pictures, or of the run's own; what is not packed yet is packed by a child.
+
+    Args:
+        run: whose weights are measured.
+        data: where the other pictures are.
+        progress: hears of the packing.
+        cap_bytes: what both processes may hold, if that is bounded.
 
     Raises:
         DataError: there is nothing to pack, or the run's own pictures are not those that it was trained on.
+        CapTooSmallError: packing takes more than the cap.
         KeyboardInterrupt: a stop was asked for.
     """
     from lowmem_seq.data.pack import Pack
@@ -110,7 +117,7 @@ def find_pack(run: RunFolder, data: str | None, progress: Progress) -> Pack:
     settings, record = run.config.data, run.read_json(run.data_file) or {}
     with StopSignals() as stops:
         folder, fingerprint = have_packed(
-            data or settings.source, settings.image_size, packing_shown(progress), stops
+            data or settings.source, settings.image_size, packing_shown(progress), stops, cap_bytes=cap_bytes
         )
     if data is None and fingerprint != record.get("fingerprint", fingerprint):
         raise DataError(

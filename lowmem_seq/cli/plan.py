@@ -14,7 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.screen import SessionScreen, format_rate
+from lowmem_seq.cli.cluster import require_images
+from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cli.settings import (
     BackgroundOption,
     ClassesOption,
@@ -49,7 +50,7 @@ from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session
 from lowmem_seq.supervisor.planner import Planned, make_plan
 from lowmem_seq.supervisor.signals import StopSignals
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 WIDEST = 100
 EDGES = 2
@@ -117,6 +118,7 @@ def show_plan(config: RunConfig, quiet: bool, fresh: bool = False, as_json: bool
         KeyboardInterrupt: a stop was asked for.
         LowmemSeqError: the data can't be had, or nothing fits under the cap.
     """
+    require_images(config)
     place = cache_folder() / "plans"  # on a disk: the system's folder for temporary files may lie in memory
     make_folder(place)
     console = make_console(sys.stderr if as_json else sys.stdout)
@@ -256,7 +258,7 @@ def rows(config: RunConfig, plan: Plan, forecast: Forecast, machine: MachineMemo
     """Return label and value of each line below the bar."""
     batch = config.recipe.effective_batch
     given = "given by --max-ram or the settings"
-    of_machine = f"{SHARE_OF_AVAILABLE:.0%} of what is available; --max-ram gives another"
+    of_machine = f"{SHARE_OF_AVAILABLE:.0%} of what is free; --max-ram gives another"
     side_by_side = "1 worker" if plan.workers == 1 else f"{plan.workers} workers"
     layers = "no layer" if not plan.recomputed_layers else f"{plan.recomputed_layers} of {plan.layers} layers"
     counts = f"{forecast.checkpoint_count} checkpoints of {format_bytes(forecast.checkpoint_bytes)}"
@@ -264,7 +266,7 @@ def rows(config: RunConfig, plan: Plan, forecast: Forecast, machine: MachineMemo
         ("cap", f"{format_bytes(plan.cap_bytes)}, {given if plan.cap_source == 'given' else of_machine}"),
         (
             "machine",
-            f"{format_bytes(machine.available_bytes)} of {format_bytes(machine.total_bytes)} available now",
+            f"{format_bytes(machine.available_bytes)} of {format_bytes(machine.total_bytes)} free now",
         ),
         (
             "step",

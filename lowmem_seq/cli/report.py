@@ -38,7 +38,9 @@ def report(
     csv: bool = typer.Option(False, "--csv", help="Print CSV, a line a run."),
     as_json: JsonOption = False,
 ) -> None:
-    """Show what runs came to; of one run, its page with plots is written into its folder.
+    """Show what runs came to: as a table, and as a page with plots.
+
+    Without --html the page of a single run is written into its folder, as report.html.
 
     Folders of one run that several machines trained are put together.
 

@@ -11,18 +11,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.happenings import happening
-from lowmem_seq.cli.laptop import describe_briefly
 from lowmem_seq.cli.terminal import can_redraw, harmless
 from lowmem_seq.config import RunConfig
-from lowmem_seq.memory.plan import Plan
+from lowmem_seq.data.catalogue import HOST
+from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Plan
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.runs.happenings import TELLERS, fetch_in, paused_briefly, ranks_in, tell
 from lowmem_seq.runs.time_left import TimeLeft
 from lowmem_seq.supervisor.child import Message
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWS = 0.5
+OF_THE_FREE = f" ({SHARE_OF_AVAILABLE:.0%} of what is free)"
+LABELS = {
+    "ranks_met": "engine",
+    "kept_awake": "awake",
+    "not_kept_awake": "awake",
+    "in_background": "power",
+    "no_battery": "power",
+}
+"""Events that stand in line with the head of a session."""
+IN_ITS_PLACE = frozenset({"session_started", "session_ended", "test", "world_formed", "cluster_open"})
+"""Events that a session shows, in the place that it has for them, or says when it is over."""
 
 
 class SessionScreen:
@@ -71,15 +82,18 @@ class SessionScreen:
 
     def show(self, message: Message) -> None:
         """Take in what a child said, and show it."""
-        handler = getattr(self, f"_on_{message.get('event')}", None)
-        if "event" in message:
+        kind = message.get("event")
+        handler = getattr(self, f"_on_{kind}", None)
+        if kind is not None:
             self._time_left.take(message)
-        told = happening(message, self._run.path) if "event" in message else None
         if handler is not None:
             handler(message)
-        if told is not None:
-            (self._warn if told.is_warning else self._line)(told.text)
-        self._refresh(force=(handler is not None or told is not None) and message["event"] != "progress")
+        told = tell(message) if kind in TELLERS and kind not in IN_ITS_PLACE else None
+        if told is not None and told.is_warning:
+            self._warn(told.text)
+        elif told is not None:
+            self._line(f"{LABELS[kind]:8}{told.text}" if kind in LABELS else told.text)
+        self._refresh(force=(handler is not None or told is not None) and kind != "progress")
 
     def show_plan(self, plan: Plan) -> None:
         """Take in the plan that the session will follow."""
@@ -106,6 +120,16 @@ class SessionScreen:
         self._activity = f"{message['what']}: {message['done']:,}" + (
             f" of {message['total']:,}" if message.get("total") else ""
         )
+
+    def _on_fetching(self, message: Message) -> None:
+        self._activity = fetch_in(message)
+        is_first, self._packing = self._packing != "fetching", "fetching"
+        if self._live is None and (is_first or time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES):
+            self._line_at = time.monotonic()
+            self._line(self._activity)
+
+    def _on_fetch_cut_off(self, _message: Message) -> None:
+        self._activity = "dialling the host again"
 
     def _on_probing(self, message: Message) -> None:
         if self._live is None and not self._probing:
@@ -150,14 +174,15 @@ class SessionScreen:
     def _on_trainer_restarted(self, _message: Message) -> None:
         self._activity = "starting again"
 
-    def _on_pausing(self, _message: Message) -> None:
+    def _on_pausing(self, message: Message) -> None:
         self._activity = "pausing: saving the last complete step"
+        self._line(f"pausing: {message['cause']}; saving the last complete step")
+
+    def _on_pause_unsaved(self, message: Message) -> None:
+        self._warn(f"{message['cause']}; what came after the newest checkpoint is computed again")
 
     def _on_paused(self, message: Message) -> None:
-        if "waits_for" in message:
-            self._activity = describe_briefly(message["waits_for"], message.get("until_unix_seconds"))
-        else:
-            self._activity = f"paused, {message['what']} can't be written: {message['cause']}"
+        self._activity = paused_briefly(message)
 
     def _on_unpaused(self, message: Message) -> None:
         self._activity = "training" if "what" in message else "starting again"
@@ -169,9 +194,18 @@ class SessionScreen:
         self._line(f"engine  {message['ranks']} processes compute each step together, at {message['address']}")
         self._line("        nothing of it is encrypted or authenticated: for a trusted network only")
 
+    def _on_ranks_met(self, _message: Message) -> None:
+        self._activity = "starting"
+
+    def _on_waiting_for_ranks(self, message: Message) -> None:
+        self._activity = f"waiting: {'; '.join(message['ranks'])}"
+        if self._live is None:
+            self._line(self._activity)
+
     def _on_world_formed(self, message: Message) -> None:
         self._activity = "taking up rank 0's state"
-        self._line(describe_ranks(message))
+        first, *others = ranks_in(message)
+        self._line("\n".join([f"ranks   {first} (by {message['backend']})", *(f"{'':8}{line}" for line in others)]))
 
     # What the machines of a cluster say.
 
@@ -182,7 +216,9 @@ class SessionScreen:
         self._activity = self._dialled = told
 
     def _on_cluster_open(self, message: Message) -> None:
-        self._line(f"host    listening on port {message['port']}. {self._invitation}")
+        told = tell(message)
+        assert told is not None
+        self._line(f"host    {told.text}. {self._invitation}")
 
     def _on_peers(self, message: Message) -> None:
         peers = message["peers"]
@@ -211,7 +247,7 @@ class SessionScreen:
         named = ", ".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
         lines = [
             f"model   {self._config.name}, {started['parameters'] / 1e6:.2f}M parameters",
-            f"data    {self._config.data.source} ({named}): {started['train_images']:,} training, "
+            f"data    {describe_source(self._config)} ({named}): {started['train_images']:,} training, "
             f"{started['validation_images']:,} validation, {started['test_images']:,} test images",
             f"device  {started['device']}, {started['precision']}, {started['threads']} cores",
         ]
@@ -233,10 +269,10 @@ class SessionScreen:
             parts.append(f"validation {figures['val_accuracy']:.1%}")
         if "images_per_second" in figures:
             here = " here" if len(self._peers) > 1 else ""
-            parts.append(f"{figures['images_per_second']:,.0f} images/s{here}")
+            parts.append(f"{format_rate(figures['images_per_second'])}{here}")
         if len(self._peers) > 1:
             together = sum(float(peer["samples_per_second"]) for peer in self._peers)
-            parts.append(f"{len(self._peers)} machines {together:,.0f} images/s")
+            parts.append(f"{len(self._peers)} machines {format_rate(together)}")
         return parts
 
     def _resources(self) -> list[str]:
@@ -283,6 +319,11 @@ class SessionScreen:
             self._console.print(Text(harmless(text)))
 
 
+def describe_source(config: RunConfig) -> str:
+    """Return where the images come from, for people."""
+    return "the host's images" if config.data.source == HOST else config.data.source
+
+
 def describe_peers(peers: list[dict[str, Any]]) -> str:
     """Return the machines of a cluster, a line each: device, speed, and share of the work by it."""
     together = sum(float(peer["samples_per_second"]) for peer in peers)
@@ -299,21 +340,9 @@ def describe_peers(peers: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def describe_ranks(world: dict[str, Any]) -> str:
-    """Return the ranks of a world, a line each: machine, device, speed, and part of each step."""
-    ranks = world["ranks"]
-    batch, width = sum(rank["samples"] for rank in ranks), max(len(rank["machine"]) for rank in ranks)
-    return "\n".join(
-        f"{'ranks' if number == 0 else '':8}{number}  {rank['machine']:{width}}  {rank['device']}, "
-        f"{rank['precision']}, {format_rate(rank['images_per_second'])}: {rank['samples']} of {batch} images a step"
-        + (f" (by {world['backend']})" if number == 0 else "")
-        for number, rank in enumerate(ranks)
-    )
-
-
 def describe_plan(plan: Plan, effective_batch: int) -> str:
     """Return the plan in a line for people."""
-    cap = format_bytes(plan.cap_bytes) + (" (70 % of what is free)" if plan.cap_source == "machine" else "")
+    cap = format_bytes(plan.cap_bytes) + (OF_THE_FREE if plan.cap_source == "machine" else "")
     cap += f", a part for each of {plan.neighbours} processes" if plan.neighbours > 1 else ""
     at_once = f", {plan.workers} at once," if plan.workers > 1 else ""
     recomputed = f", {plan.recomputed_layers} layers recomputed" if plan.recomputed_layers else ""
@@ -329,14 +358,3 @@ def describe_cap(enforced_by: str | None) -> str:
     if enforced_by is None:
         return "cap     best effort: nothing here enforces it; the run looks, and gives memory back in time"
     return f"cap     enforced by the system ({enforced_by}), and kept well below it by looking"
-
-
-def format_rate(images_per_second: float) -> str:
-    """Return a speed for people; below ten with a digit behind the point."""
-    digits = 0 if images_per_second >= 10 else 1 if images_per_second >= 1 else 2
-    return f"{images_per_second:,.{digits}f} images/s"
-
-
-def describe_result(summary: dict[str, Any]) -> str:
-    """Return the test result in a line for people."""
-    return f"test accuracy {summary['test_accuracy']:.2%}, test loss {summary['test_loss']:.4f}"

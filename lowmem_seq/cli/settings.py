@@ -11,7 +11,7 @@ from msgspec import structs
 from lowmem_seq.cli import completion
 from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.config import MachineConfig, RunConfig, lay, load_preset, override, validate
-from lowmem_seq.data.catalogue import CATALOGUE
+from lowmem_seq.data.catalogue import CATALOGUE, HOST
 from lowmem_seq.errors import UsageError
 
 PresetArgument = Annotated[
@@ -46,7 +46,7 @@ MaxRamOption = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Cap, as 6GB. [default: 70 % of the free]",
+        help="Cap, as 6GB. [default: 70% of the free]",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -181,7 +181,7 @@ def lay_micro_batch(settings: dict[str, Any], text: str | None) -> None:
 
 def lasting_source(source: str | None) -> str | None:
     """Return a path as an absolute one, so that a run can be resumed from another folder; names stay."""
-    if source is None or source in CATALOGUE:
+    if source is None or source in CATALOGUE or source == HOST:
         return source
     path = Path(source).expanduser()
     return str(path.absolute()) if path.exists() else source

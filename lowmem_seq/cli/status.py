@@ -12,12 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_seq.cli.laptop import describe_pause
 from lowmem_seq.cli.settings import JsonOption, RunDirArgument
 from lowmem_seq.cli.terminal import harmless, make_console, print_json
-from lowmem_seq.report.status import Status, read_status
+from lowmem_seq.report.status import ALIVE, Status, read_status
 from lowmem_seq.runs.folder import RunFolder, open_run
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.runs.happenings import ranks_in
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 STYLES = {"running": "bold green", "finished": "bold green", "paused": "bold yellow", "stopped": "bold yellow"}
 BAR_WIDTH = 40
@@ -73,11 +73,13 @@ def rows(standing: Status, now: float) -> list[tuple[str, RenderableType]]:
     told += [
         (label, value)
         for label, value in (
+            ("time", _time(standing)),
             ("time left", _time_left(standing)),
             ("learning", learning(standing)),
             ("test", _test(standing)),
             ("speed", speed(standing) and f"{speed(standing)} (most recent)"),
             ("with", _others(standing)),
+            *ranks(standing),
             ("RAM", _memory(standing, now)),
             ("saved", _saved(standing, now)),
             ("restarts", _restarts(standing)),
@@ -115,7 +117,7 @@ def _why(standing: Status, now: float) -> str:
     if standing.paused is not None:
         since = standing.paused_unix_seconds
         told = "" if since is None else f" (paused {_ago(since, now)})"
-        return f": {describe_pause(standing.paused, standing.waits_for, standing.goes_on_unix_seconds)}{told}"
+        return f": {standing.paused}{told}"
     if standing.cause is not None:
         return f": {standing.cause.removesuffix('.')}{ago}"
     return (", the trainer has not begun yet" if standing.starting else "") + ago
@@ -126,6 +128,12 @@ def _others(standing: Status) -> str:
     if count is None:
         return ""
     return "no other machine at present" if not count else f"{count} other machine{'s' * (count > 1)}"
+
+
+def ranks(standing: Status) -> list[tuple[str, str]]:
+    """Return a row for each rank of engine mode."""
+    lines = [] if standing.world is None else ranks_in(standing.world)
+    return [("" if number else "ranks", line) for number, line in enumerate(lines)]
 
 
 def progress(standing: Status) -> str:
@@ -142,6 +150,13 @@ def progress(standing: Status) -> str:
 
 def _one_digit(number: float) -> str:
     return f"{round(number, 1):g}"
+
+
+def _time(standing: Status) -> str:
+    spent = standing.figures["wall_seconds"]
+    if spent is None:
+        return ""
+    return format_seconds(spent) + ("" if standing.figures["state"] == "finished" else " so far")
 
 
 def _time_left(standing: Status) -> str:
@@ -161,23 +176,23 @@ def learning(standing: Status) -> str:
 
 
 def _test(standing: Status) -> str:
-    figures = standing.figures
-    if figures["test_accuracy"] is None:
-        return ""
-    return f"accuracy {figures['test_accuracy']:.2%}, loss {figures['test_loss']:.4f}"
+    accuracy, loss = (standing.figures[f"test_{name}"] for name in ("accuracy", "loss"))
+    told = [] if accuracy is None else [f"accuracy {accuracy:.2%}"]
+    return ", ".join(told if loss is None else [*told, f"loss {loss:.4f}"])
 
 
 def speed(standing: Status) -> str:
     """Return the rate of the last figures, or nothing before the first."""
     rate = standing.images_per_second
-    return "" if rate is None else f"{rate:,.0f} images/s"
+    return "" if rate is None else format_rate(rate)
 
 
 def _memory(standing: Status, now: float) -> str:
     figures, told = standing.figures, []
     at = standing.memory_unix_seconds
-    if figures["state"] in ("running", "paused") and not standing.starting and at is not None:
-        told.append(f"{format_bytes(figures['tree_bytes'])} now (seen {_ago(at, now)})")
+    if figures["state"] in ALIVE and not standing.starting and figures["tree_bytes"] is not None:
+        seen = "" if at is None else f" (seen {_ago(at, now)})"
+        told.append(f"{format_bytes(figures['tree_bytes'])} now{seen}")
     if figures["peak_tree_bytes"] is not None:
         told.append(f"peak {format_bytes(figures['peak_tree_bytes'])}")
     if figures["cap_bytes"] is not None:

@@ -15,11 +15,21 @@ from rich.console import Console
 from rich.text import Text
 
 from lowmem_seq.channel import SECONDS_TO_SAVE
-from lowmem_seq.cli.cluster import HostOption, JoinOption, Part, PortOption, cluster_of, have_token, read_part
+from lowmem_seq.cli.cluster import (
+    HostOption,
+    JoinOption,
+    Part,
+    PortOption,
+    have_token,
+    others_of,
+    read_part,
+    require_images,
+    with_images,
+)
 from lowmem_seq.cli.engine import ModeOption, make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
 from lowmem_seq.cli.help import DATA, MACHINE, OUTPUT, TRAINING
 from lowmem_seq.cli.plan import show_plan
-from lowmem_seq.cli.screen import SessionScreen, describe_result
+from lowmem_seq.cli.screen import SessionScreen
 from lowmem_seq.cli.settings import (
     BackgroundOption,
     ClassesOption,
@@ -49,7 +59,7 @@ from lowmem_seq.cli.settings import (
     settings_from,
     split_classes,
 )
-from lowmem_seq.cli.terminal import harmless, make_console
+from lowmem_seq.cli.terminal import make_console
 from lowmem_seq.cli.weights import find_initial
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.config import RunConfig, validate
@@ -58,8 +68,10 @@ from lowmem_seq.files import sha256_of
 from lowmem_seq.report.summary import summarise
 from lowmem_seq.runs.environment import describe_environment, environment_changes
 from lowmem_seq.runs.folder import RunFolder, create_run, default_run_path, open_run
+from lowmem_seq.runs.happenings import result_in, tell
 from lowmem_seq.runs.trackers import require_tracker
 from lowmem_seq.supervisor import session, trainer
+from lowmem_seq.supervisor.cluster import Cluster
 from lowmem_seq.supervisor.laptop import Laptop
 from lowmem_seq.supervisor.rank import train_rank
 from lowmem_seq.supervisor.signals import StopSignals
@@ -120,6 +132,7 @@ def train(
     Examples:
         lowmem-seq train small --data shapes --max-ram 2GB    # drawn pictures
         lowmem-seq train small --data photos --max-ram 4GB    # yours: CLASS/file
+        lowmem-seq train small --join 192.168.1.20:29500      # the host's images
     """
     flags = {
         "data.source": lasting_source(data),
@@ -141,10 +154,12 @@ def train(
     config = settings_from(preset, flags, set_ or [], micro_batch)
     initial = find_initial(init_from, config)
     console = make_console(sys.stdout, soft_wrap=True)
-    part, around = read_part(host, port, join, console, mode)
+    part, around = read_part(host, port, join, console, mode, config.machine.device)
+    require_images(config, part)
     if dry_run:
         show_plan(config, quiet)
         return
+    config = with_images(config, part, data is not None, console)
     if init_from is not None and initial is not None:
         config = structs.replace(config, init_from=str(init_from.absolute()), init_sha256=sha256_of(initial))
     invitation = have_token(part) if isinstance(part, Part) else ""  # before anything is made
@@ -155,7 +170,8 @@ def train(
             return
     else:
         run = create_run(run_dir or default_run_path(config.name, Path("runs")), config, initial)
-    _run_session(run, config, console, quiet, plan_anew=True, part=part, invitation=invitation)
+    again = isinstance(part, Rank) and part.attempt > 0  # its plan is made, and smaller where memory ran out
+    _run_session(run, config, console, quiet, plan_anew=not again, part=part, invitation=invitation)
 
 
 def resume(
@@ -193,7 +209,8 @@ def resume(
     """
     require_tracker(log_with)
     console = make_console(sys.stdout, soft_wrap=True)
-    part, _ = read_part(host, port, join, console, mode)
+    resumed = RunFolder(run_dir)
+    part, _ = read_part(host, port, join, console, mode, device or _device_of(resumed), resumed)
     whole, run = open_run_of_rank(run_dir, part) if isinstance(part, Rank) else (open_run(run_dir),) * 2
     settings = run.config.to_settings()
     if epochs is not None and steps is not None:
@@ -212,10 +229,11 @@ def resume(
     if epochs is not None:
         settings["steps"] = None
     lay_micro_batch(settings, micro_batch)
-    config = validate(settings)
+    config = with_images(validate(settings), part, is_named=True, console=console)
     if isinstance(part, Rank):
         refuse_pauses(config.machine)
-    replan = needs_another_plan(run.config.machine, config.machine) or micro_batch is not None
+    again = isinstance(part, Rank) and part.attempt > 0  # what was changed was changed by the first attempt
+    replan = needs_another_plan(run.config.machine, config.machine) or (micro_batch is not None and not again)
     if epochs is None and steps is None and _is_finished(whole, console):
         return
     changes = {key: value for key, value in flags.items() if value is not None}
@@ -225,12 +243,17 @@ def resume(
     _run_session(run, config, console, quiet, plan_anew=replan, changes=changes, part=part, invitation=invitation)
 
 
+def _device_of(run: RunFolder) -> str:
+    """Return what a run, which may not lie here, is computed on."""
+    return run.config.machine.device if run.config_file.is_file() else "auto"
+
+
 def _is_finished(run: RunFolder, console: Console) -> bool:
     """Return whether a run has reached its end; then that is said."""
     summary = summarise(run)
     if summary["state"] != "finished":
         return False
-    console.print(Text(f"{run.path} is finished: {describe_result(summary)}"))
+    console.print(Text(f"{run.path} is finished: {result_in(summary)}"))
     console.print(Text(f"more: {run.resume_command} --epochs N"))
     return True
 
@@ -249,22 +272,25 @@ def _run_session(
     path = shlex.quote(str(run.path))
     with StopSignals() as stops, run.locked():
         run.events.append("session_opened", supervisor_pid=os.getpid())
-        try:
+
+        def take_up() -> None:
             _wait_for_an_earlier_trainer(run, stops, console)
             if changes:
                 _write_changes(run, config, changes, plan_anew)
             _tell_of_another_environment(run, console)
+
+        try:
             with (
                 SessionScreen(console, run, config, says_less, invitation) as screen,
                 Laptop(run, config.machine, screen, stops) as laptop,
-                cluster_of(run, part, screen, stops) as others,
+                others_of(run, config, part, screen, stops) as others,
             ):
-                plan = session.prepare(run, config, screen, stops, plan_anew, others)
+                plan = session.prepare(run, config, screen, stops, plan_anew, others, take_up)
                 screen.show_plan(plan)
                 if isinstance(part, Rank):
                     code = train_rank(run, part, plan, screen, stops, laptop)
                 else:
-                    meanwhile = (lambda: None) if others is None else others.hear
+                    meanwhile = others.hear if isinstance(others, Cluster) else lambda: None
                     code = trainer.train(run, plan, screen, stops, config.machine.max_restarts, laptop, meanwhile)
         except KeyboardInterrupt:
             code = trainer.STOPPED
@@ -282,7 +308,7 @@ def _run_session(
         raise typer.Exit(trainer.LEFT_AT_ONCE)
     if isinstance(part, Rank) and not part.is_first:
         return
-    console.print(Text(describe_result(summary), style="bold green"))
+    console.print(Text(result_in(summary), style="bold green"))
     if not quiet:
         time_used, peak = format_seconds(summary["wall_seconds"]), format_bytes(summary["peak_tree_bytes"])
         console.print(Text(f"training took {time_used}; peak RAM of all processes {peak}"))
@@ -325,8 +351,6 @@ def _tell_of_another_environment(run: RunFolder, console: Console) -> None:
         before = None
     changes = {} if before is None else environment_changes(before, describe_environment())
     if changes:
-        run.events.append("environment_changed", changes=changes)
-        told = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
-        console.print(
-            Text(harmless(f"note: not as at the start, so the last bits may differ: {told}"), style="yellow")
-        )
+        told = tell(run.events.append("environment_changed", changes=changes))
+        assert told is not None
+        console.print(Text(f"note: {told.text}", style="yellow"))

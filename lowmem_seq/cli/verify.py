@@ -25,9 +25,9 @@ def verify(
     run_dir: RunDirArgument,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every checkpoint of a run, and say whether it can be gone on from.
+    """Say of every checkpoint of a run whether it can be gone on from.
 
-    Nothing is changed. Ends with 0 if all verify, and with 6 if one does not.
+    All of it is read, and nothing is changed. Ends with 0 if all verify, and with 6 if one does not.
 
     Examples:
         lowmem-seq verify runs/small-20261122-230000

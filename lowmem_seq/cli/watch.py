@@ -21,14 +21,13 @@ from rich.text import Text
 
 from lowmem_seq.cli import status as status_command
 from lowmem_seq.cli.curves import Curve, Series, largest, mean
-from lowmem_seq.cli.happenings import happening
 from lowmem_seq.cli.keys import Wait, keyboard
-from lowmem_seq.cli.laptop import Said
 from lowmem_seq.cli.settings import RunDirArgument
 from lowmem_seq.cli.terminal import can_redraw, harmless, make_console
 from lowmem_seq.report.status import ALIVE, Status, StatusReader
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder, open_run
+from lowmem_seq.runs.happenings import Told, tell
 from lowmem_seq.units import format_bytes, format_seconds
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -38,7 +37,9 @@ SECONDS_BETWEEN_LINES = 60.0
 SECONDS_TO_BEGIN = 10.0
 """What a run that was only just made may take until its process holds it."""
 MOST_HAPPENINGS = 8
-LINES_BESIDE = 20
+STATED = ("ended", "died")
+"""Of what happened, what the state says."""
+LINES_BESIDE = 21
 """That a screen has beside the happenings, which make room for them where it is low."""
 
 
@@ -50,11 +51,11 @@ class Watched:
     """
 
     def __init__(self, run: RunFolder) -> None:
-        self._run, self._reader = run, StatusReader(run)
+        self._reader = StatusReader(run)
         self.losses, self.accuracies, self.memory = Series(mean), Series(largest), Series(largest)
-        self.happened: deque[tuple[float | None, Said]] = deque(maxlen=MOST_HAPPENINGS)
+        self.happened: deque[tuple[float | None, Told]] = deque(maxlen=MOST_HAPPENINGS)
         self._looked_at = float("-inf")
-        self.new: list[tuple[float | None, Said]] = []
+        self.new: list[tuple[float | None, Told]] = []
         """Of what happened, that since the look before."""
         self.status = self.look()
         self.new = []
@@ -89,11 +90,11 @@ class Watched:
                 self.accuracies.add(float(event["val_accuracy"]))
             elif kind == "memory":
                 self.memory.add(float(event["tree_bytes"]))
-            told = happening(event, self._run.path)
-            if told is None:
+            told = tell(event)
+            if told is None or told.kind in STATED:
                 return
             self.new = [*self.new[-MOST_HAPPENINGS:], (self._reader.heard_unix_seconds, told)]
-            if kind != "validation":  # that one has a curve
+            if told.kind != "figure":
                 self.happened.append(self.new[-1])
 
 
@@ -169,8 +170,9 @@ def in_a_line(standing: Status) -> str:
     if figures["step"] is not None:
         told.append("step " + status_command.progress(standing))
     told += [part for part in (status_command.learning(standing), status_command.speed(standing)) if part]
-    if standing.memory_unix_seconds is not None and figures["state"] in ALIVE:
-        told.append(f"RAM {format_bytes(figures['tree_bytes'])} of {format_bytes(figures['cap_bytes'])}")
+    if figures["tree_bytes"] is not None and figures["state"] in ALIVE:
+        cap = "" if figures["cap_bytes"] is None else f" of {format_bytes(figures['cap_bytes'])}"
+        told.append(f"RAM {format_bytes(figures['tree_bytes'])}{cap}")
     if figures["eta_seconds"] is not None:
         told.append(f"about {format_seconds(figures['eta_seconds'])} left")
     return ", ".join(told)
@@ -190,7 +192,7 @@ def draw(watched: Watched, console: Console, now: float, with_keys: bool) -> Pan
     grid.add_column(overflow="fold")
     for label, value in _rows(watched, now):
         grid.add_row(label, Text(harmless(value, one_line=True)) if isinstance(value, str) else value)
-    room = min(MOST_HAPPENINGS, console.height - LINES_BESIDE)
+    room = min(MOST_HAPPENINGS, console.height - LINES_BESIDE - len(status_command.ranks(watched.status)))
     for number, (at, told) in enumerate(list(watched.happened)[-room:] if room > 0 else ()):
         grid.add_row("lately" if number == 0 else "", _line_of(at, told))
     hint = "q ends watching, not the run" if with_keys and watched.goes_on else None
@@ -225,7 +227,7 @@ def _named(drawn: RenderableType, name: str) -> Table:
     return row
 
 
-def _line_of(at: float | None, told: Said) -> Text:
+def _line_of(at: float | None, told: Told) -> Text:
     clock = "" if at is None else f"{_clock(at)}  "
     return Text(harmless(f"{clock}{told.text}", one_line=True), style="yellow" if told.is_warning else "")
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Ballast, FromClient, FromHub, Piece
+from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Ballast, FromClient, FromHub, PackPiece, Piece
 from lowmem_seq.errors import ClusterError
 
 FORMAT = 1
@@ -146,7 +146,7 @@ def _check_pieces(message: object, described: Sequence[Described]) -> None:
     if isinstance(message, Ballast):
         if len(described) > 1:
             raise FrameError(f"a message of the kind {type(message).__name__} comes with one payload at the most")
-    elif not isinstance(message, Piece):
+    elif not isinstance(message, Piece | PackPiece):
         if described:
             raise FrameError(f"a message of the kind {type(message).__name__} comes without payloads")
     elif len(described) != 1 or not 1 <= described[0].bytes <= message.total_bytes:

@@ -24,6 +24,7 @@ from lowmem_seq.cluster import split
 from lowmem_seq.cluster.hub_desk import Desk
 from lowmem_seq.cluster.hub_end import Arrived, HubEnd
 from lowmem_seq.cluster.hub_mail import Mail, Sender, Whole
+from lowmem_seq.cluster.hub_packs import Packs
 from lowmem_seq.cluster.hub_rounds import Rounds, codec_of, outer_step_of
 from lowmem_seq.cluster.hub_store import HubStore, Saved, Saver, read_into
 from lowmem_seq.cluster.layout import Floats, Layout
@@ -102,7 +103,10 @@ class Hub:
             else Ledger(serving.total, serving.epoch_size, clock)
         )
         self._mail = Mail(end.send)
-        self.desk = Desk(serving, ledger, self._mail, self._drop, self._saver.wait, say, clock, self._first_round)
+        self._packs = Packs(serving, end.send, say, clock)
+        self.desk = Desk(
+            serving, ledger, self._mail, self._packs, self._drop, self._saver.wait, say, clock, self._first_round
+        )
         if saved is not None:
             self._begin(saved.layout, saved.read_into)
         self._average_before = self._average_stamp()
@@ -113,6 +117,7 @@ class Hub:
     def step(self, timeout_seconds: float = IDLE_SECONDS) -> None:
         """Hear what has arrived, waiting for it as long as this, and do what is due."""
         busy = self._mail.pump(self.desk.rounds)
+        busy = self._packs.pump() or busy
         arrived = self._end.receive(min(timeout_seconds, BUSY_SECONDS) if busy else timeout_seconds)
         for _ in range(MOST_HEARD_AT_ONCE):
             if arrived is None:

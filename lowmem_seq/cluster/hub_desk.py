@@ -13,10 +13,11 @@ import msgspec
 
 from lowmem_seq.cluster.hub_end import Arrived
 from lowmem_seq.cluster.hub_mail import Mail
+from lowmem_seq.cluster.hub_packs import Packs
 from lowmem_seq.cluster.hub_reunion import Reunions
 from lowmem_seq.cluster.hub_roster import Machine, Roster
 from lowmem_seq.cluster.hub_rounds import Rounds, base_of
-from lowmem_seq.cluster.identity import HINTS, Identity
+from lowmem_seq.cluster.identity import Identity, no_room
 from lowmem_seq.cluster.ledger import Ledger
 from lowmem_seq.cluster.messages import (
     Base,
@@ -27,9 +28,8 @@ from lowmem_seq.cluster.messages import (
     Lease,
     Leased,
     LedgerTold,
+    PackWanted,
     Peers,
-    Range,
-    Refused,
     UploadPiece,
     Want,
     WeightsWanted,
@@ -55,6 +55,7 @@ class Desk:
         serving: what the hub was told.
         ledger: where the run stands.
         mail: what goes out.
+        packs: gives the images to machines that have none.
         drop: gives a machine up.
         settle: returns when nobody reads the weights any more, because they are about to be replaced.
         say: tells the supervisor of an event.
@@ -67,6 +68,7 @@ class Desk:
         serving: Serving,
         ledger: Ledger,
         mail: Mail,
+        packs: Packs,
         drop: Drop,
         settle: Callable[[], None],
         say: Say,
@@ -74,7 +76,8 @@ class Desk:
         first_round: int = 0,
     ) -> None:
         self.serving, self.settings, self.ledger = serving, serving.settings, ledger
-        self.mail, self._drop, self._settle, self._say, self._clock = mail, drop, settle, say, clock
+        self.mail, self._packs = mail, packs
+        self._drop, self._settle, self._say, self._clock = drop, settle, say, clock
         self.roster = Roster(clock, self.settings.lost_after_seconds)
         self.identity = Identity.of(serving, ledger.history.branches[0].name)
         self.rounds: Rounds | None = None
@@ -112,12 +115,15 @@ class Desk:
         if isinstance(message, Hello):
             self._greet(message)
             return
+        if isinstance(message, PackWanted):
+            self._packs.ask(name, message)
+            return
         machine = self.roster.machines.get(name)
         if machine is None or machine.dropped:  # refused, or given up and not here again
             return
         machine.heard_at = self._clock()
         if isinstance(message, Beat):
-            self._note_beat(name, machine, message)
+            self.roster.beat(name, message, self.ledger)
         elif isinstance(message, Bye):
             self._remove(name, message.reason)
         elif isinstance(message, Want):
@@ -186,6 +192,7 @@ class Desk:
         """Give a machine up: what it had not brought in is lost, and it has to begin anew."""
         self.mail.lagging.discard(name)
         self._discard(name)
+        self._packs.shut_out(name)
         self.mail.close(name)
         machine = self.roster.machines.get(name)
         if machine is not None:
@@ -213,10 +220,7 @@ class Desk:
             self._remove(name, "refused")
             return
         if hello.layout is None:
-            self.mail.open(name, None)
-            self.mail.say(
-                name, Welcome(self.base, self.ledger.total, self.settings, self.roster.peers(self.ledger))
-            )
+            self._welcome(hello, None)
             return
         before = self.roster.machines.get(name)
         was_present = before is not None and before.present
@@ -231,18 +235,25 @@ class Desk:
             not machine.dropped and base is not None and base.branch == ours.branch and base.round <= ours.round
         )
         machine.dropped, machine.returned = False, machine.settled
-        self.mail.open(name, base.round if machine.settled and base is not None else None)
-        self.mail.say(name, Welcome(ours, self.ledger.total, self.settings, self.roster.peers(self.ledger)))
+        self._welcome(hello, base.round if machine.settled and base is not None else None)
         if machine.settled:
-            self._reclaim(name, machine)
+            self.roster.reclaim(name, self.ledger)
         if not was_present:
             self._say_joined(name, hello.name, "hello")
             self.tell_peers()
 
+    def _welcome(self, hello: Hello, at: int | None) -> None:
+        """Let a machine in, which holds the weights of that round."""
+        peers = self.roster.peers(self.ledger)
+        self._packs.let_in(hello.machine, hello.name)
+        self.mail.open(hello.machine, at)
+        self.mail.say(hello.machine, Welcome(self.base, self.ledger.total, self.settings, peers))
+
     def _refuses(self, hello: Hello) -> bool:
-        refused = self.identity.refusal(hello) or self._too_many(hello)
+        refused = self.identity.refusal(hello) or no_room(self.ledger, hello)
         if refused is None:
             return False
+        self._packs.shut_out(hello.machine)
         self.mail.open(hello.machine, None)
         self.mail.say(hello.machine, refused)
         self._say(
@@ -258,36 +269,11 @@ class Desk:
         )
         return True
 
-    def _too_many(self, hello: Hello) -> Refused | None:
-        try:
-            self.ledger.history.require_room_for([hello.machine])
-        except ValueError as error:
-            return Refused("machines", str(error), hello.machine, HINTS["machines"])
-        return None
-
-    def _note_beat(self, name: str, machine: Machine, beat: Beat) -> None:
-        reached = self.roster.beat(name, beat)
-        if machine.returned:
-            machine.returned = False
-            self.ledger.keep_only(name, reached.keys())  # an answer may have been lost with the connection
-        ends = {lease.id: lease.end for lease in self.ledger.leases_of(name)}
-        self.ledger.heartbeat(
-            name,
-            {one: min(position, ends[one]) for one, position in reached.items() if one in ends},
-            machine.samples_per_second,
-        )
-
     def _lease(self, name: str, machine: Machine, seconds: float) -> tuple[tuple[Lease, ...], float | None]:
         """Return leases, or none and when to ask again."""
         if self.rounds is None or self.is_ending or not machine.can_train:
             return (), ASK_AGAIN_SECONDS
-        given = self.ledger.lease(
-            name, machine.hello.effective_batch, machine.samples_per_second, max(seconds, SHORTEST_WORK_SECONDS)
-        )
-        for lease in given:
-            self.roster.give(name, lease)
-        last_for = self.settings.lost_after_seconds
-        told = tuple(Lease(lease.id, Range(lease.start, lease.end), last_for) for lease in given)
+        told = self.roster.lease(name, self.ledger, max(seconds, SHORTEST_WORK_SECONDS))
         return told, None if told else ASK_AGAIN_SECONDS
 
     def _note_wish(self, name: str, machine: Machine, wanted: WeightsWanted) -> None:
@@ -372,22 +358,13 @@ class Desk:
 
     def _welcome_back(self, name: str, machine: Machine) -> None:
         machine.present = True
-        self._reclaim(name, machine)
+        self.roster.reclaim(name, self.ledger)
         self._say_joined(name, machine.hello.name, "heard again")
         self.tell_peers()
 
     def _say_joined(self, machine: str, name: str, cause: str) -> None:
         where = {"round": self.base.round, "accepted": self.base.accepted}
         self._say({"event": "peer_joined", "machine": machine, "name": name, "cause": cause, **where})
-
-    def _reclaim(self, name: str, machine: Machine) -> None:
-        """Give a machine back what it lost and nobody else was given: it trains on with that."""
-        for lease_id, (start, end) in list(machine.leases.items()):
-            lost = self.ledger.positions.lost.get(name)
-            for first, last in lost.overlap(start, end) if lost is not None else ():
-                lease = self.ledger.reclaim(name, first, last)
-                if lease is not None:
-                    machine.renamed[lease_id] = lease.id
 
     def _lose(self, name: str) -> None:
         machine = self.roster.machines[name]

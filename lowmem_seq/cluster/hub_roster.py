@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lowmem_seq.cluster.ledger import Ledger
-from lowmem_seq.cluster.messages import Beat, Hello, Peer, State
-from lowmem_seq.cluster.positions import Lease
+from lowmem_seq.cluster.messages import Beat, Hello, Lease, Peer, Range, State
+from lowmem_seq.cluster.positions import Lease as Held
 
 HANGS_AFTER_SECONDS = 60.0
 HANGS_AFTER_STEPS = 5.0
@@ -69,26 +69,45 @@ class Roster:
         self.machines[hello.machine] = machine
         return machine
 
-    def give(self, machine: str, lease: Lease) -> None:
+    def give(self, machine: str, lease: Held) -> None:
         """Note a lease that a machine is given, and forget those that ended long ago."""
         held = self.machines[machine].leases
         held[lease.id] = (lease.start, lease.end)
         while len(held) > 256:
             del held[next(iter(held))]
 
-    def beat(self, name: str, beat: Beat) -> dict[int, int]:
-        """Hear that a machine lives; return, by lease, the first position that it has not trained."""
+    def lease(self, name: str, ledger: Ledger, seconds: float) -> tuple[Lease, ...]:
+        """Give a machine about so many seconds of work, if there is some; return what it is told."""
+        machine = self.machines[name]
+        given = ledger.lease(name, machine.hello.effective_batch, machine.samples_per_second, seconds)
+        for lease in given:
+            self.give(name, lease)
+        return tuple(Lease(lease.id, Range(lease.start, lease.end), self._lost_after_seconds) for lease in given)
+
+    def reclaim(self, name: str, ledger: Ledger) -> None:
+        """Give a machine back what it lost and nobody else was given: it trains on with that."""
+        machine = self.machines[name]
+        for lease_id, (start, end) in list(machine.leases.items()):
+            lost = ledger.positions.lost.get(name)
+            for first, last in lost.overlap(start, end) if lost is not None else ():
+                lease = ledger.reclaim(name, first, last)
+                if lease is not None:
+                    machine.renamed[lease_id] = lease.id
+
+    def beat(self, name: str, beat: Beat, ledger: Ledger) -> None:
+        """Hear that a machine lives, and how far it is in its leases."""
         machine = self.machines[name]
         machine.state, machine.samples_per_second = beat.state, beat.samples_per_second
         told = (beat.state, beat.round, beat.leases)
         if told != machine.progress or beat.state != "training" or not beat.leases:
             machine.progress, machine.progressed_at = told, self._clock()
-        reached = {}
-        for one in beat.leases:
-            if one.lease in machine.leases:
-                start, end = machine.leases[one.lease]
-                reached[machine.renamed.get(one.lease, one.lease)] = min(start + one.done, end)
-        return reached
+        reached = _reached(machine, beat)
+        if machine.returned:
+            machine.returned = False
+            ledger.keep_only(name, reached.keys())  # an answer may have been lost with the connection
+        ends = {lease.id: lease.end for lease in ledger.leases_of(name)}
+        held = {one: min(position, ends[one]) for one, position in reached.items() if one in ends}
+        ledger.heartbeat(name, held, machine.samples_per_second)
 
     def is_well(self, name: str) -> bool:
         """Whether a machine was heard of lately, and gets on."""
@@ -126,3 +145,13 @@ class Roster:
             )
             for name, one in sorted(self.present().items())
         )
+
+
+def _reached(machine: Machine, beat: Beat) -> dict[int, int]:
+    """Return, by lease, the first position that a machine has not trained."""
+    reached = {}
+    for one in beat.leases:
+        if one.lease in machine.leases:
+            start, end = machine.leases[one.lease]
+            reached[machine.renamed.get(one.lease, one.lease)] = min(start + one.done, end)
+    return reached

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowmem_seq.cluster.ledger import Ledger
 from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Hello, Refused
 from lowmem_seq.cluster.serving import Serving
 
 HINTS = {
     "program": SAME_RELEASE_HINT,
     "experiment": "start every machine with the same preset and settings; the host's are in its run's config.yaml",
-    "data": "every machine needs the same images: copy the host's pack, or let --data name the same source",
+    "data": "every machine needs the same images: leave --data out to have the host's, or name the same ones",
     "layout": "the model has other tensors: start every machine with the same preset and settings",
     "machines": "a run has room for so many machines, one after another; join with a run folder that took part",
     "cluster": "this machine's run belongs to another cluster; join with a new run, or one that began here",
@@ -52,3 +53,12 @@ class Identity:
             if ours != theirs and ours is not None and theirs is not None:
                 return Refused(field, ours, theirs, HINTS[field])
         return None
+
+
+def no_room(ledger: Ledger, hello: Hello) -> Refused | None:
+    """Return what to answer a machine for which a run's ledger has no room; None: it has."""
+    try:
+        ledger.history.require_room_for([hello.machine])
+    except ValueError as error:
+        return Refused("machines", str(error), hello.machine, HINTS["machines"])
+    return None

@@ -15,9 +15,9 @@ from pathlib import Path
 from lowmem_seq import __version__
 from lowmem_seq.channel import Channel
 from lowmem_seq.cluster.client_end import ClientEnd, Line
-from lowmem_seq.cluster.member_talk import refused
-from lowmem_seq.cluster.membership import read_membership
-from lowmem_seq.cluster.messages import SAME_RELEASE_HINT, Bye, GoAway, Hello, Refused, Welcome
+from lowmem_seq.cluster.membership import Membership, read_membership
+from lowmem_seq.cluster.messages import Bye, GoAway, Hello, Refused, Welcome
+from lowmem_seq.cluster.refusals import refused, sent_away
 from lowmem_seq.cluster.token import token_from_environment
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.runs.folder import RunFolder, open_run
@@ -49,24 +49,7 @@ def knock(run: RunFolder, seconds: float) -> Welcome:
     """
     part = read_membership(run)
     assert part is not None
-    config, data = run.config, run.read_json(run.data_file)
-    hello = Hello(
-        machine=part.machine,
-        machine_key=part.machine_key,
-        name=part.name,
-        program=__version__,
-        torch=version("torch"),
-        python=platform.python_version(),
-        system=platform.system(),
-        experiment=config.experiment_hash(),
-        data=None if data is None else str(data["fingerprint"]),
-        layout=None,
-        device="",
-        precision="",
-        effective_batch=config.recipe.effective_batch,
-        samples_per_second=0.0,
-        base=None,
-    )
+    hello = hello_of(run, part)
     until = time.monotonic() + seconds
     with ClientEnd(token_from_environment(), part.address, part.port) as end:
         end.connect(seconds)
@@ -83,10 +66,32 @@ def knock(run: RunFolder, seconds: float) -> Welcome:
             if isinstance(received.message, Refused):
                 raise refused(received.message)
             if isinstance(received.message, GoAway):
-                raise ClusterError(f"the hub sent this machine away: {received.message.text}", SAME_RELEASE_HINT)
+                raise sent_away(received.message)
     raise ClusterError(
         f"the hub at {part.address}:{part.port} did not answer within {seconds:.0f} s.",
         "is it another program that listens there?",
+    )
+
+
+def hello_of(run: RunFolder, part: Membership) -> Hello:
+    """Return what a machine says of itself before it trains."""
+    config, data = run.config, run.read_json(run.data_file)
+    return Hello(
+        machine=part.machine,
+        machine_key=part.machine_key,
+        name=part.name,
+        program=__version__,
+        torch=version("torch"),
+        python=platform.python_version(),
+        system=platform.system(),
+        experiment=config.experiment_hash(),
+        data=None if data is None else str(data["fingerprint"]),
+        layout=None,
+        device="",
+        precision="",
+        effective_batch=config.recipe.effective_batch,
+        samples_per_second=0.0,
+        base=None,
     )
 
 

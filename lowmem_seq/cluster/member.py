@@ -20,60 +20,27 @@ hand in the last work of the run while others still train theirs. So call both i
 
 from __future__ import annotations
 
-import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from lowmem_seq.cluster.client_end import ClientEnd, Line
-from lowmem_seq.cluster.frames import Received
+from lowmem_seq.cluster.conversation import LOOK_SECONDS, Conversation, Events
 from lowmem_seq.cluster.layout import Floats, Layout
 from lowmem_seq.cluster.member_checkpoint import Saved, from_json, to_json
+from lowmem_seq.cluster.member_settings import MemberSettings, hello_of
 from lowmem_seq.cluster.member_talk import Talk
 from lowmem_seq.cluster.member_work import Work
-from lowmem_seq.cluster.messages import Base, Bye, FromClient, Hello, Peer, Settings
+from lowmem_seq.cluster.messages import Base, Bye, Peer, Settings
 from lowmem_seq.cluster.ranges import Range
-from lowmem_seq.cluster.token import Token, machine_id
-from lowmem_seq.cluster.wire import Sent
+from lowmem_seq.cluster.token import machine_id
 from lowmem_seq.errors import ClusterError
 
 State = Literal["training", "evaluating", "saving", "paused"]
 """What the loop may say that it does."""
 Reason = Literal["finished", "stopped", "failed"]
-LAST_WORDS_SECONDS = 5.0
-"""For a leave to be said; it ends as soon as that is on its way."""
-LOOK_SECONDS = 0.1
-"""How often a thread that waits looks whether a stop is requested."""
-
-
-@dataclass(frozen=True)
-class MemberSettings:
-    """Where the hub is, and who it is that joins it. The fields from `name` on are told to the hub as they are."""
-
-    token: Token
-    address: str
-    port: int
-    machine_key: str = field(repr=False)
-    """Kept in the run folder: with it a machine is the same one after a restart."""
-    name: str
-    program: str
-    torch: str
-    python: str
-    system: str
-    experiment: str
-    """A digest of all settings that decide what is trained."""
-    data: str | None
-    """The dataset's fingerprint."""
-    device: str
-    precision: str
-    effective_batch: int
-    samples_per_second: float = 0.0
-    """As planned or measured before; 0: not known. It decides only how large the first lease is."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +82,13 @@ class Member:
         """How long the training thread has waited in `adopt` and `take`."""
         self.longest_stall_seconds = 0.0
         """The longest of these waits."""
-        self._settings, self._tell, self._clock = settings, tell, clock
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._settings, self._tell = settings, tell
+        events = Events()
         self._work = Work(machine_id(settings.machine_key), layout, settings.effective_batch, clock)
-        self._talk = Talk(_hello_of(settings, layout), self._work, self._events.put, clock)
-        self._end: ClientEnd | None = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="member", daemon=True)
-        self._ending = False
-        self._last_words_until = 0.0
+        self._talk = Talk(hello_of(settings, layout), self._work, events.put, clock)
+        self._conversation = Conversation(
+            settings, self._talk, self._work, events, self._tell_with_costs, self._say_state
+        )
         self._waiting = False
         self._position = 0
         self._saved: Saved | None = None
@@ -144,15 +109,15 @@ class Member:
                 `go_alone`, which dials on; otherwise call `close`.
         """
         self._talk.shown_base = base or (self._saved.base if self._saved is not None else None)
-        self._dial()
-        with self._changed:
-            self._wait(lambda: self._talk.welcome is not None or stop_requested(), timeout_seconds)
+        self._conversation.dial()
+        with self._conversation.changed:
+            self._conversation.wait(lambda: self._talk.welcome is not None or stop_requested(), timeout_seconds)
             welcome = self._talk.welcome
         if welcome is None and stop_requested():
             return None
         if welcome is None:
             where = f"{self._settings.address}:{self._settings.port}"
-            why = self._end.trouble if self._end is not None else ""
+            why = self._conversation.line_trouble
             raise ClusterError(
                 f"no hub of lowmem-seq let this machine in at {where} within {timeout_seconds:g} s"
                 + (f": {why}" if why else ""),
@@ -170,18 +135,18 @@ class Member:
             ClusterError: the hub refused this machine after all.
         """
         welcome, saved = self._talk.welcome, self._saved
-        if welcome is not None and saved is not None and _is_ahead(saved, welcome.base):
+        if welcome is not None and saved is not None and saved.is_ahead_of(welcome.base):
             self.go_alone(tensors)
             return
-        with self._changed:
+        with self._conversation.changed:
             self._work.begin_anew()
-        self._wake()
+        self._conversation.wake()
         began = time.monotonic()
-        with self._changed:
-            self._wait(lambda: stop_requested() or self._work.has_weights_for_tensors)
+        with self._conversation.changed:
+            self._conversation.wait(lambda: stop_requested() or self._work.has_weights_for_tensors)
             self._stalled(time.monotonic() - began)
             self._work.between(tensors)
-        self._wake()
+        self._conversation.wake()
 
     def go_alone(self, tensors: Mapping[str, Floats]) -> Joined:
         """Go on from a checkpoint without the hub, which can't be reached, on a branch of one's own.
@@ -195,7 +160,7 @@ class Member:
         Raises:
             ClusterError: the checkpoint knows no ledger, so nobody can say which samples are left.
         """
-        with self._changed:
+        with self._conversation.changed:
             try:
                 self._work.resume_alone(self._saved, tensors)
             except ValueError as error:
@@ -208,8 +173,8 @@ class Member:
             assert work.settings is not None
             assert work.base is not None
             joined = Joined(work.lone.ledger.total, work.settings, work.base, ())
-        self._dial()
-        self._wake()
+        self._conversation.dial()
+        self._conversation.wake()
         return joined
 
     def take(self, samples: int, stop_requested: Callable[[], bool]) -> list[Range]:
@@ -223,17 +188,17 @@ class Member:
         Raises:
             ClusterError: the hub refused this machine after all.
         """
-        with self._changed:
-            self._raise_trouble()
+        with self._conversation.changed:
+            self._conversation.raise_trouble()
             taken = [] if stop_requested() else self._take(samples)
             if not taken and not self._must_return(stop_requested):
                 began = time.monotonic()
                 self._waiting = True
                 self._say_state()
-                self._wake()
+                self._conversation.wake()
                 while not taken and not self._must_return(stop_requested):
-                    self._changed.wait(LOOK_SECONDS)
-                    self._raise_trouble()
+                    self._conversation.changed.wait(LOOK_SECONDS)
+                    self._conversation.raise_trouble()
                     taken = self._take(samples)
                 self._waiting = False
                 self._say_state()
@@ -254,7 +219,7 @@ class Member:
             self._lease_alone(samples)
         there = work.holdings.untaken
         if there < 2 * samples:
-            self._wake()
+            self._conversation.wake()
         nothing_more = work.lone is not None or talk.nothing_to_lease
         work.idle = nothing_more and not there
         return work.holdings.take(samples) if there >= samples or nothing_more else []
@@ -269,11 +234,11 @@ class Member:
 
     def trained(self, ranges: Sequence[Range], seconds: float) -> None:
         """Note that an optimizer step was made of what `take` returned, and how long it took."""
-        with self._changed:
+        with self._conversation.changed:
             first = not self._work.samples_per_second
             self._work.note_trained(ranges, seconds)
         if first:
-            self._wake()  # from now on more than one batch can be leased at a time
+            self._conversation.wake()  # from now on more than one batch can be leased at a time
 
     def between_steps(self, tensors: Mapping[str, Floats]) -> bool:
         """Do what is due between two optimizer steps, and return whether the tensors were changed.
@@ -288,10 +253,10 @@ class Member:
         """
         if not self.is_due:
             return False
-        with self._changed:
-            self._raise_trouble()
+        with self._conversation.changed:
+            self._conversation.raise_trouble()
             changed = self._work.between(tensors)
-        self._wake()
+        self._conversation.wake()
         return changed
 
     def end(self, tensors: Mapping[str, Floats], reason: Reason, wait_seconds: float = 5.0) -> bool:
@@ -310,30 +275,26 @@ class Member:
             Whether the tensors were changed.
         """
         changed = False
-        with self._changed:
+        with self._conversation.changed:
             deadline = time.monotonic() + wait_seconds
             while reason != "failed" and self._talk.trouble is None:
                 changed |= self._work.between(tensors)
                 if self._work.receiving:
-                    self._changed.wait(LOOK_SECONDS)
+                    self._conversation.changed.wait(LOOK_SECONDS)
                     continue
                 self._work.hand_in(tensors)
                 left = deadline - time.monotonic()
                 if self._work.delta is None or self._work.lone is not None or left <= 0 or not self._talk.with_hub:
                     break
-                self._wake()
-                self._changed.wait(min(left, LOOK_SECONDS))
+                self._conversation.wake()
+                self._conversation.changed.wait(min(left, LOOK_SECONDS))
             self._talk.farewell = Bye(reason, "")
         self.close()
         return changed
 
     def close(self) -> None:
         """Break off without a word, as after an error; `end` does it by itself."""
-        self._last_words_until = time.monotonic() + LAST_WORDS_SECONDS
-        self._ending = True
-        if self._thread.ident is not None:
-            self._wake()
-            self._thread.join()
+        self._conversation.close()
 
     def final_average(
         self, timeout_seconds: float, stop_requested: Callable[[], bool] = lambda: False
@@ -344,16 +305,16 @@ class Member:
         """
         settings, seen_at = self._work.settings, time.monotonic()
         patience = settings.lost_after_seconds if settings is not None else 0.0
-        with self._changed:
+        with self._conversation.changed:
             self._talk.average_wanted = True
-            self._wake()
+            self._conversation.wake()
             deadline = time.monotonic() + timeout_seconds
             while self._talk.average is None and not stop_requested() and time.monotonic() < deadline:
                 seen_at = time.monotonic() if self._talk.with_hub else seen_at
                 if time.monotonic() - seen_at > patience:
                     break
-                self._raise_trouble()
-                self._changed.wait(LOOK_SECONDS)
+                self._conversation.raise_trouble()
+                self._conversation.changed.wait(LOOK_SECONDS)
             parcel = self._talk.average
         if parcel is None:
             return None
@@ -366,7 +327,7 @@ class Member:
 
         It fits the tensors as `between_steps`, or `end`, left them last, trained on by what `trained` was told.
         """
-        with self._changed:
+        with self._conversation.changed:
             return {}, to_json(self._work.saved())
 
     def restore(self, vectors: Mapping[str, Floats], state: Mapping[str, Any]) -> None:
@@ -424,12 +385,12 @@ class Member:
     @property
     def bytes_sent(self) -> int:
         """Of all messages, before encryption."""
-        return self._end.bytes_sent if self._end is not None else 0
+        return self._conversation.bytes_sent
 
     @property
     def bytes_received(self) -> int:
         """Of all messages, after decryption."""
-        return self._end.bytes_received if self._end is not None else 0
+        return self._conversation.bytes_received
 
     def costs(self) -> dict[str, Any]:
         """What all has cost up to now, and whether it is alone; each event tells it."""
@@ -441,97 +402,9 @@ class Member:
             "alone": self.alone,
         }
 
-    def _wait(self, ready: Callable[[], bool], timeout_seconds: float = math.inf) -> None:
-        """Wait with the lock held until something is so, or the time is over."""
-        deadline = time.monotonic() + timeout_seconds
-        while not ready() and (left := deadline - time.monotonic()) > 0:
-            self._raise_trouble()
-            self._changed.wait(min(left, LOOK_SECONDS))
-        self._raise_trouble()
-
-    def _raise_trouble(self) -> None:
-        if self._talk.trouble is not None:
-            raise self._talk.trouble
+    def _tell_with_costs(self, event: dict[str, Any]) -> None:
+        """Tell what happens, and what all has cost up to now."""
+        self._tell(event | self.costs())
 
     def _say_state(self) -> None:
         self._talk.state = "waiting" if self._waiting else self.state
-
-    # The thread that talks
-
-    def _dial(self) -> None:
-        if self._end is None:
-            self._end = ClientEnd(self._settings.token, self._settings.address, self._settings.port)
-            self._thread.start()
-
-    def _wake(self) -> None:
-        if self._end is not None:
-            self._end.wake()
-
-    def _run(self) -> None:
-        assert self._end is not None
-        with self._end:
-            try:
-                self._converse(self._end)
-            except Exception as error:
-                with self._changed:
-                    self._talk.trouble = error  # which the thread that trains raises
-                    self._changed.notify_all()
-
-    def _converse(self, end: ClientEnd) -> None:
-        def post(message: FromClient, payloads: Sequence[bytes]) -> Sent:
-            return end.send(message, payloads)
-
-        wait_seconds = 0.0
-        while True:
-            heard = end.receive(wait_seconds)
-            with self._changed:
-                if heard is Line.UP:
-                    self._talk.line_up()
-                elif heard is Line.DOWN:
-                    self._talk.line_down()
-                elif isinstance(heard, Received):
-                    self._talk.hear(heard.message, heard.payloads)
-                update = self._talk.arrived()
-            if update is not None:
-                self._work.replica.receive(update.parcel, update.merged)  # without the lock: it takes a while
-            with self._changed:
-                if update is not None:
-                    self._work.end_update(update)
-                if not self._waiting:
-                    self._talk.state = self.state
-                wait_seconds = self._talk.say(post)
-                if heard is not None:
-                    self._changed.notify_all()
-                over = self._ending and (self._talk.farewell is None or time.monotonic() > self._last_words_until)
-            while not self._events.empty():
-                self._tell(self._events.get() | self.costs())
-            if over:
-                return
-
-
-def _is_ahead(saved: Saved, hub: Base) -> bool:
-    """Whether a checkpoint holds work that the hub has not, and may know of."""
-    base = saved.base
-    if base is None or saved.ledger is None or base.cluster != hub.cluster or base.branch == hub.branch:
-        return False
-    return base.accepted > hub.accepted
-
-
-def _hello_of(settings: MemberSettings, layout: Layout) -> Hello:
-    return Hello(
-        machine=machine_id(settings.machine_key),
-        machine_key=settings.machine_key,
-        name=settings.name,
-        program=settings.program,
-        torch=settings.torch,
-        python=settings.python,
-        system=settings.system,
-        experiment=settings.experiment,
-        data=settings.data,
-        layout=layout.fingerprint(),
-        device=settings.device,
-        precision=settings.precision,
-        effective_batch=settings.effective_batch,
-        samples_per_second=settings.samples_per_second,
-        base=None,
-    )

@@ -39,6 +39,13 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unmerged: tuple[Pair, ...]
     """What it had trained beyond that base."""
 
+    def is_ahead_of(self, hub: Base) -> bool:
+        """Whether it holds work that the hub has not, and may know of."""
+        base = self.base
+        if base is None or self.ledger is None or base.cluster != hub.cluster or base.branch == hub.branch:
+            return False
+        return base.accepted > hub.accepted
+
 
 def to_json(saved: Saved) -> dict[str, Any]:
     """Return it as the checkpoint has it."""

@@ -48,6 +48,7 @@ from lowmem_seq.cluster.messages import (
     Welcome,
 )
 from lowmem_seq.cluster.pieces import Assembly
+from lowmem_seq.cluster.refusals import refused, sent_away
 from lowmem_seq.cluster.standing import told_standing
 from lowmem_seq.cluster.wire import Sent
 from lowmem_seq.errors import ClusterError
@@ -230,18 +231,8 @@ class Talk:
             case "stopping":
                 self._tell({"event": "member_hub_stops"})
                 self._go_alone()
-            case "full":
-                self.trouble = ClusterError(f"the cluster is full: {message.text}", "end one of its machines first")
-            case "replaced":
-                self.trouble = ClusterError(
-                    "another process joined the cluster as this machine",
-                    "run one trainer a run folder; a copied run folder has the same machine key",
-                )
-            case "format" | "identity":
-                self.trouble = ClusterError(
-                    f"the hub did not understand this machine: {message.text}",
-                    SAME_RELEASE_HINT,
-                )
+            case _:
+                self.trouble = sent_away(message)
 
     def _on_leased(self, message: Leased) -> None:
         if self._work.beginning or self._work.lone is not None:
@@ -547,11 +538,3 @@ def ledger_of(text: str) -> Ledger:
         return Ledger.from_json(json.loads(text))
     except ValueError as error:
         raise ClusterError(f"the hub told a ledger that can't be: {error}", SAME_RELEASE_HINT) from error
-
-
-def refused(message: Refused) -> ClusterError:
-    """Return the error that says why the hub doesn't let this machine in."""
-    return ClusterError(
-        f"the cluster refused this machine: its {message.field} is {message.theirs}, the host's is {message.ours}",
-        message.hint,
-    )

@@ -29,13 +29,16 @@ LedgerText = Annotated[str, Meta(max_length=60_000)]
 """A ledger as JSON (ledger_file.py). Its quotes are escaped, and count double towards the bytes of a header."""
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
 Encoding = Literal["int8", "bf16", "fp32"]
-Reason = Literal["hello_first", "replaced", "format", "identity", "full", "dropped", "stopping"]
+Reason = Literal["hello_first", "replaced", "format", "identity", "full", "dropped", "no_pack", "stopping"]
 """hello_first: say hello. replaced: another connection showed the same machine key. format: a message could not be
 read. identity: the machine key is another machine's. full: too many machines. dropped: the hub gave this machine
-up; say hello, and take the newest common weights. stopping: the hub ends."""
+up; say hello, and take the newest common weights. no_pack: what was asked for of the packed images can't be sent.
+stopping: the hub ends."""
 Which = Literal["weights", "average"]
 """weights: the common weights that training goes on from. average: after `finished`, the host's averaged weights,
 with which the run ends; unanswered as long as the host has not made them."""
+PackPart = Literal["description", "train.images", "train.labels", "test.images", "test.labels"]
+"""description: what the host says of its packed images (pack_told.py). The others: the pack's files as they are."""
 State = Literal["joining", "training", "evaluating", "saving", "paused", "waiting"]
 
 
@@ -243,6 +246,15 @@ class UploadPiece(Piece, frozen=True, tag="upload"):
     """What they are, as the `ledger` that it said last has it."""
 
 
+class PackWanted(Message, frozen=True, tag="pack_wanted"):
+    """Client: send a piece of the host's packed images. A few may be asked for ahead."""
+
+    data: Digest | None
+    """The fingerprint of the pack that is meant; null: whichever the host has."""
+    part: PackPart
+    index: Count
+
+
 class Bye(Message, frozen=True, tag="bye"):
     """Client: it leaves now, and its leases are free."""
 
@@ -309,6 +321,16 @@ class UpdatePiece(Piece, frozen=True, tag="update"):
     """Whose work is in it: a machine that is missing here sends its delta again, on the new base."""
 
 
+class PackPiece(Message, frozen=True, tag="pack"):
+    """Hub: a piece of a part of the packed images, as the only payload; all but the last are as long as can be."""
+
+    data: Digest
+    part: PackPart
+    index: Count
+    total_bytes: Annotated[int, Meta(ge=1, le=2**50)]
+    """Of the part. A claim, as a piece's is."""
+
+
 class UploadWanted(Message, frozen=True, tag="upload_wanted"):
     """Hub: your ledger wins; send it again as it is when you take the weights that you then send by `upload`."""
 
@@ -352,7 +374,7 @@ class GoAway(Message, frozen=True, tag="go_away"):
     text: Long
 
 
-FromClient = Hello | Beat | Want | DeltaPiece | WeightsWanted | LedgerTold | UploadPiece | Bye | Probe
+FromClient = Hello | Beat | Want | DeltaPiece | WeightsWanted | LedgerTold | UploadPiece | PackWanted | Bye | Probe
 FromHub = (
     Welcome
     | Refused
@@ -360,6 +382,7 @@ FromHub = (
     | WeightsPiece
     | UpdatePiece
     | LedgerTold
+    | PackPiece
     | UploadWanted
     | Peers
     | Finished

@@ -88,6 +88,7 @@ def write(run: RunFolder) -> None:
             total=total,
             epoch_size=epoch,
             settings=settings_of(config.cluster),
+            pack=str(pack.folder),
         ),
     )
 

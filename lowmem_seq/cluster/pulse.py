@@ -48,6 +48,7 @@ class Pulse:
         names: of all ranks, for people.
         lost_after_seconds: a rank that did not beat for so long is lost.
         clock: gives the seconds.
+        lost: called once, by the pulse's thread, if a rank is lost; None: somebody asks by `require_all`.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Pulse:
         names: Sequence[str],
         lost_after_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        lost: Callable[[RankLost], None] | None = None,
     ) -> None:
         self._store, self._number, self._names = store, number, names
-        self._lost_after_seconds, self._clock = lost_after_seconds, clock
+        self._lost_after_seconds, self._clock, self._lost = lost_after_seconds, clock, lost
         self._counts = [0] * len(names)
         self._heard_at = [clock()] * len(names)
         self._answered_at = clock()
@@ -87,8 +89,19 @@ class Pulse:
                 self.beat()
             except RuntimeError:  # what torch raises of a store that is gone
                 self._store_is_gone = True
+            if self._lost is not None:
+                self._tell_loss(self._lost)
+            if self._store_is_gone:
                 return
             self._ended.wait(SECONDS_BETWEEN_BEATS)
+
+    def _tell_loss(self, lost: Callable[[RankLost], None]) -> None:
+        try:
+            self.require_all()
+        except RankLost as error:
+            if not self._ended.is_set():
+                self._ended.set()
+                lost(error)
 
     def beat(self) -> None:
         """Tell the others that this rank is there, and see who else is.

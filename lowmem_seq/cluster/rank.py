@@ -22,6 +22,7 @@ from lowmem_seq.memory.cores import usable_cores
 from lowmem_seq.runs.folder import RANKS, RunFolder
 
 MOST_RANKS = 4096
+HIGHEST_PORT = 2**16 - 1
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -43,11 +44,23 @@ class Rank:
     """How often the launcher has started all of them again."""
     store_is_there: bool = False
     """Whether the launcher itself listens at the port (torchrun's store); else rank 0 does."""
+    needs_fast_network: bool = False
+    """Whether engine mode was taken by itself, for the case that the network between the machines is fast."""
 
     @property
     def is_first(self) -> bool:
         """Whether this one keeps the run: its checkpoints, its weights, its screen."""
         return self.number == 0
+
+    @property
+    def meeting_port(self) -> int:
+        """Where the ranks' supervisors meet, at rank 0: beside the port, at which a launcher may listen."""
+        return self.port + 1 if self.port < HIGHEST_PORT else self.port - 1
+
+    @property
+    def leads_another_machine(self) -> bool:
+        """Whether this is the first rank of a machine that is not rank 0's."""
+        return self.local == 0 and self.number > 0
 
     @property
     def makes_the_store(self) -> bool:
@@ -85,9 +98,9 @@ class Rank:
 
     def gpu(self, environment: Mapping[str, str]) -> str:
         """Return what CUDA shall show this rank: one device for each process of a machine, in their order."""
-        shown = [name for name in environment.get(VISIBLE_GPUS, "").split(",") if name]
-        if not shown:
+        if VISIBLE_GPUS not in environment:
             return str(self.local)
+        shown = [name.strip() for name in environment[VISIBLE_GPUS].split(",") if name.strip()]
         return shown[self.local] if self.local < len(shown) else ""
 
 
@@ -120,7 +133,12 @@ def read_rank(run: RunFolder) -> Rank | None:
         rank = Rank(**value)
         numbers = (rank.number, rank.of, rank.local, rank.local_of, rank.port, rank.attempt)
         known = all(type(number) is int and number >= 0 for number in numbers)
-        known = known and rank.number < rank.of <= MOST_RANKS and rank.local < rank.local_of and rank.port < 2**16
+        known = (
+            known
+            and rank.number < rank.of <= MOST_RANKS
+            and rank.local < rank.local_of
+            and rank.port <= HIGHEST_PORT
+        )
         known = known and re.fullmatch(r"[\w.:%-]+", rank.address) is not None
     except TypeError:
         known = False

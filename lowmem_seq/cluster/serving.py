@@ -42,6 +42,8 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Positions of the whole run."""
     epoch_size: Samples
     settings: Settings
+    pack: str = ""
+    """The folder of the packed images, on this machine, for those that have none."""
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -68,7 +68,7 @@ class Surroundings:
             if literal.is_loopback:
                 return "loopback"
             return "here" if str(literal) in self.addresses else "elsewhere"
-        if address.rstrip(".").lower() in ("localhost", "localhost.localdomain", "ip6-localhost"):
+        if is_loopback(address):
             return "loopback"
         found = [known for text in self.addresses_of(address) if (known := _as_address(text)) is not None]
         if not found:
@@ -151,6 +151,14 @@ def resolve(name: str) -> frozenset[str]:
     with contextlib.suppress(OSError, UnicodeError):
         return frozenset(str(found[4][0]) for found in socket.getaddrinfo(name, None))
     return frozenset()
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether an address or a name is every machine's own."""
+    literal = _as_address(address)
+    if literal is not None:
+        return literal.is_loopback
+    return address.rstrip(".").lower() in ("localhost", "localhost.localdomain", "ip6-localhost")
 
 
 def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

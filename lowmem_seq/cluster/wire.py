@@ -27,6 +27,9 @@ import zmq
 from lowmem_seq.cluster.frames import MOST_PAYLOAD_BYTES, Payload
 
 MESSAGES_WAITING = 8
+PACK_BYTES_A_SECOND = 25 * 10**6
+"""At the most, of packed images, for all machines together: more than most Wi-Fis carry. At that rate the hub takes
+a sixth of a core (docs/log.md)."""
 CURVE_BYTES = 64
 """More than the 33 that encryption adds to a frame."""
 HANDSHAKE_SECONDS = 5.0

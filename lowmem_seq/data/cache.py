@@ -19,6 +19,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from lowmem_seq.files import (
+    TEMPORARY_MARK,
     is_temporary,
     make_folder,
     read_json,
@@ -29,6 +30,9 @@ from lowmem_seq.files import (
 )
 
 LEFTOVER_AGE_SECONDS = 24 * 3600.0
+ARRIVING = f"{TEMPORARY_MARK}arriving"
+ARRIVING_AGE_SECONDS = 7 * LEFTOVER_AGE_SECONDS
+"""For which what came of another machine's pack is kept, so that the rest of it can be fetched."""
 
 
 def cache_folder() -> Path:
@@ -45,6 +49,11 @@ def packs_folder() -> Path:
 def downloads_folder() -> Path:
     """Where published archives are kept, and where a user may put one by hand."""
     return cache_folder() / "downloads"
+
+
+def arriving_folder(pack: Path) -> Path:
+    """Return where a pack gathers that another machine sends."""
+    return pack.with_name(f"{pack.name}{ARRIVING}")
 
 
 def remember(key: str, pack: Path) -> None:
@@ -94,13 +103,17 @@ def _newest_change(path: Path) -> float:
 
 
 def remove_leftovers() -> None:
-    """Delete what interrupted writes left in the cache, once nothing in it has changed for a day."""
+    """Delete what interrupted writes left in the cache, once nothing in it has changed for a day.
+
+    What is left of a pack that another machine sent stays for a week.
+    """
     for folder in (packs_folder(), cache_folder() / "remembered", cache_folder() / "plans"):
         for path in folder.glob("*") if folder.is_dir() else ():
             if not is_temporary(path):
                 continue
+            age_seconds = ARRIVING_AGE_SECONDS if path.name.endswith(ARRIVING) else LEFTOVER_AGE_SECONDS
             try:
-                if time.time() - _newest_change(path) > LEFTOVER_AGE_SECONDS:
+                if time.time() - _newest_change(path) > age_seconds:
                     remove_leftover(path)
             except OSError:
                 continue  # its writer has just renamed or removed it

@@ -116,3 +116,5 @@ _ENTRIES = (
     ),
 )
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+HOST = "host"
+"""Stands, among the names of datasets, for the images of the machine that hosts; one that joins fetches them."""

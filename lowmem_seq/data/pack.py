@@ -31,6 +31,7 @@ from lowmem_seq.files import building_folder, make_folder, read_json, sha256_of,
 
 DESCRIPTION = "pack.json"
 CHANNELS = 3
+LABEL_BYTES = 4
 _BUFFER_BYTES = 1 << 20
 _DAMAGED_HINT = "delete this folder and run the command again: the dataset is packed anew"
 
@@ -81,6 +82,16 @@ class PackDescription(PackHeader, frozen=True, kw_only=True):
     """Standard deviation of the train part's red, green and blue, each from 0 to 1."""
     skipped: SkippedFiles
     files: dict[str, PackedFile]
+
+
+def file_sizes(description: PackDescription) -> dict[str, int]:
+    """Return how many bytes each file of a pack has, by how many pictures are in it."""
+    picture_bytes = description.image_size**2 * CHANNELS
+    return {
+        f"{part}.{kind}": description.parts[part].images * each_bytes
+        for part in PART_NAMES
+        for kind, each_bytes in (("images", picture_bytes), ("labels", LABEL_BYTES))
+    }
 
 
 class _PartWriter:
@@ -223,16 +234,13 @@ class Pack:
         return pack
 
     def _check_sizes(self) -> None:
-        picture_bytes = self.image_size**2 * CHANNELS
-        for part in PART_NAMES:
-            expected = {"images": self.size(part) * picture_bytes, "labels": self.size(part) * 4}
-            for kind, size in expected.items():
-                path = self.folder / f"{part}.{kind}"
-                found = path.stat().st_size if path.is_file() else 0
-                if found != size:
-                    raise DataError(
-                        f"the pack {self.folder} is torn: {path.name} has {found} of {size} bytes.", _DAMAGED_HINT
-                    )
+        for name, size in file_sizes(self.description).items():
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else 0
+            if found != size:
+                raise DataError(
+                    f"the pack {self.folder} is torn: {path.name} has {found} of {size} bytes.", _DAMAGED_HINT
+                )
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from lowmem_seq.data.cache import (
     remember,
     remove_leftovers,
 )
-from lowmem_seq.data.catalogue import CATALOGUE
+from lowmem_seq.data.catalogue import CATALOGUE, HOST
 from lowmem_seq.data.dataset import Content, Dataset, Progress, silent
 from lowmem_seq.data.fingerprint import fingerprint, quick_key
 from lowmem_seq.data.pack import CHANNELS, DESCRIPTION, Pack, PackHeader, writing_pack
@@ -44,10 +44,15 @@ def find_dataset(source: str) -> Dataset:
 
     Raises:
         UsageError: a word that is neither a catalogue name nor a path.
-        DataError: a path where nothing is, or something else than a folder or zip.
+        DataError: a path where nothing is, or something else than a folder or zip; or a host's images.
     """
     if source in CATALOGUE:
         return CATALOGUE[source].dataset()
+    if source == HOST:
+        raise DataError(
+            f"{HOST} stands for images that came from another machine, which only a run that joins it can fetch.",
+            "name the same ones on this machine: --data PATH",
+        )
     path = Path(source).expanduser().absolute()
     if path.is_dir():
         return ImageFolder(path)
@@ -56,10 +61,19 @@ def find_dataset(source: str) -> Dataset:
             return ImageZip(path)
         raise DataError(f"{path} is neither a folder nor a zip.", "give a folder or a zip of images: --data PATH")
     known = f"the catalogue has {', '.join(CATALOGUE)}; or give a folder or a zip of images: --data PATH"
+    hint = f"{nearest(source, [*CATALOGUE, *_images_beside(source)])} {known}".strip()
     if Path(source).name == source and not Path(source).suffix:
-        hint = nearest(source, list(CATALOGUE))
-        raise UsageError(f"there is no dataset or folder named {source!r}.", f"{hint} {known}".strip())
-    raise DataError(f"there is nothing at {path}.", known)
+        raise UsageError(f"there is no dataset or folder named {source!r}.", hint)
+    raise DataError(f"there is nothing at {path}.", hint)
+
+
+def _images_beside(source: str) -> Iterator[str]:
+    """Yield the folders and zips that lie where a path leads, as they would be typed."""
+    typed = Path(source)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: ~somebody who is not known here
+        for entry in typed.expanduser().parent.iterdir():
+            if entry.is_dir() or entry.suffix == ".zip":
+                yield str(typed.with_name(entry.name))
 
 
 def prepare(source: str, image_size: int, progress: Progress = silent) -> Pack:
@@ -71,7 +85,7 @@ def prepare(source: str, image_size: int, progress: Progress = silent) -> Pack:
     """
     dataset = find_dataset(source)
     remove_leftovers()
-    with _disk_errors_explained():
+    with disk_errors_explained():
         key = quick_key(dataset.source, dataset.stamps(), image_size)
         pack = _usable(recall(key))
         if pack is None:
@@ -95,6 +109,20 @@ def find_pack(source: str, image_size: int) -> Pack | None:
     return _usable(recall(quick_key(dataset.source, dataset.stamps(), image_size)))
 
 
+def pack_name(name: str, fingerprint: str, image_size: int) -> str:
+    """Return the name of a pack's folder in the cache."""
+    return f"{name}-{image_size}px-{fingerprint[:_FINGERPRINT_DIGITS]}"
+
+
+def kept_pack(fingerprint: str, image_size: int) -> Pack | None:
+    """Return the pack in the cache that has this fingerprint, whatever it was made from."""
+    for folder in sorted(packs_folder().glob(pack_name("*", fingerprint, image_size))):
+        pack = _usable(folder)
+        if pack is not None and pack.fingerprint == fingerprint:
+            return pack
+    return None
+
+
 def packs() -> list[Pack]:
     """Every undamaged pack in the cache, by name."""
     folders = sorted(packs_folder().glob("*")) if packs_folder().is_dir() else []
@@ -114,16 +142,14 @@ def _usable(folder: Path | None) -> Pack | None:
 def _packed(dataset: Dataset, content: Content, image_size: int, progress: Progress) -> Pack:
     """Return the pack of an opened dataset: one that has its fingerprint, or a new one."""
     print_ = fingerprint(content.hashes(progress), image_size)
-    ending = f"-{image_size}px-{print_[:_FINGERPRINT_DIGITS]}"
-    for folder in sorted(packs_folder().glob(f"*{ending}")):
-        pack = _usable(folder)
-        if pack is not None and pack.fingerprint == print_:
-            return pack
-    folder = packs_folder() / (dataset.name + ending)
+    pack = kept_pack(print_, image_size)
+    if pack is not None:
+        return pack
+    folder = packs_folder() / pack_name(dataset.name, print_, image_size)
     if folder.exists():
         progress("replacing a damaged pack", 0, None)
         discard(folder)
-    _check_space(content.picture_count * image_size**2 * CHANNELS)
+    require_space(content.picture_count * image_size**2 * CHANNELS)
     header = PackHeader(
         name=dataset.name,
         source=dataset.source,
@@ -138,7 +164,12 @@ def _packed(dataset: Dataset, content: Content, image_size: int, progress: Progr
     return Pack.open(folder)
 
 
-def _check_space(needed_bytes: int) -> None:
+def require_space(needed_bytes: int) -> None:
+    """See that there is room on the disk for a pack, or for what is missing of it.
+
+    Raises:
+        DataError: there is not.
+    """
     make_folder(packs_folder())
     free_bytes = shutil.disk_usage(packs_folder()).free
     if free_bytes < needed_bytes + SPARE_BYTES:
@@ -150,7 +181,7 @@ def _check_space(needed_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors_explained() -> Iterator[None]:
+def disk_errors_explained() -> Iterator[None]:
     """Turn what a full or unwritable disk says into a DataError with numbers."""
     try:
         yield

@@ -120,7 +120,8 @@ def _downloading(what: str, folder: Path, progress: Progress) -> Iterator[Module
                 raise  # told by the caller, with numbers
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
-            reason = " ".join(str(error).split())
+            told = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+            reason = " ".join(str(told).split())
             raise DataError(f"{what} can't be downloaded: {reason}", NO_DOWNLOAD_HINT) from error
         finally:
             socket.setdefaulttimeout(timeout)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from lowmem_seq.doctor import computing, desk, memory, power, software, storage
 from lowmem_seq.doctor.card import has_nvidia_card
 from lowmem_seq.doctor.finding import Finding, Group
+from lowmem_seq.supervisor.awake import SystemWakefulness
 
 
 def machine_groups() -> list[Group]:
@@ -23,7 +24,7 @@ def machine_groups() -> list[Group]:
             "software",
             [
                 ("Python", lambda: software.check_python(software.this_python())),
-                ("packages", lambda: software.check_packages(software.requirements_of("lowmem-seq"))),
+                ("packages", _check_packages),
                 ("torch build", _check_torch_build),
                 ("torchvision", _check_torchvision),
                 ("compiled cells", lambda: software.check_cells(*software.describe_cells())),
@@ -33,8 +34,8 @@ def machine_groups() -> list[Group]:
         Group(
             "memory",
             [
-                ("free RAM", lambda: memory.check_free(memory.read_memory()[0])),
-                ("swap", lambda: memory.check_swap(*memory.read_memory())),
+                ("free RAM", lambda: memory.check_free(memory.read_memory())),
+                ("swap", lambda: memory.check_swap(memory.read_memory(), memory.read_swap())),
                 ("control group", lambda: memory.check_group(memory.read_groups())),
                 ("cap", memory.check_cap),
             ],
@@ -49,7 +50,7 @@ def machine_groups() -> list[Group]:
         Group(
             "power",
             [
-                ("sleep", lambda: power.check_sleep(system)),
+                ("sleep", lambda: power.check_sleep(system, SystemWakefulness())),
                 ("battery", lambda: power.check_battery(power.read_battery())),
                 ("heat", lambda: power.check_heat(system, before)),
             ],
@@ -64,6 +65,11 @@ def machine_groups() -> list[Group]:
     ]
 
 
+def _check_packages() -> Iterator[Finding]:
+    index = software.from_cpu_index(has_nvidia_card())
+    return software.check_packages(software.requirements_of("lowmem-seq"), index=index)
+
+
 def _check_torch_build() -> Iterator[Finding]:
     return software.check_torch_build(software.read_build("torch"), has_nvidia_card())
 
@@ -74,5 +80,8 @@ def _check_torchvision() -> Iterator[Finding]:
 
 
 def _check_computing() -> Iterator[Finding]:
-    build = software.read_build("torch")
-    return computing.check_computing(has_nvidia_card() and build is not None and build.cuda is not None)
+    build, has_card = software.read_build("torch"), has_nvidia_card()
+    return computing.check_computing(
+        has_card and build is not None and build.cuda is not None,
+        reinstall=f"{computing.REINSTALL}{software.from_cpu_index(has_card)}",
+    )

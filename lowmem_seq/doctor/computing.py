@@ -24,7 +24,10 @@ LSTM_PATHS = {"torch": "nn.LSTM", "function": "our function", "native": "compile
 
 
 def check_computing(
-    has_card: bool, try_all: Callable[..., Iterator[Outcome]] = try_out, module: str = MODULE
+    has_card: bool,
+    try_all: Callable[..., Iterator[Outcome]] = try_out,
+    module: str = MODULE,
+    reinstall: str = REINSTALL,
 ) -> Iterator[Finding]:
     """Try all that there is; without torch, nothing else.
 
@@ -32,10 +35,11 @@ def check_computing(
         has_card: whether there is an NVIDIA card that torch's build is made for.
         try_all: tries canaries; a test gives another one.
         module: the program that has them.
+        reinstall: the command that installs torch anew, of the build that is for this machine.
     """
     for outcome in try_all(module, NAMES):
         if outcome.trouble or outcome.facts.get("is_there", True) or outcome.name == "onednn":
-            yield JUDGES[outcome.name](outcome)
+            yield JUDGES[outcome.name](outcome, reinstall)
         elif outcome.name == "cuda" and has_card:
             yield fault(
                 "NVIDIA card",
@@ -46,24 +50,24 @@ def check_computing(
             return
 
 
-def judge_torch(outcome: Outcome) -> Finding:
+def judge_torch(outcome: Outcome, reinstall: str) -> Finding:
     """Say whether torch can be imported."""
     if outcome.trouble:
         return fault(
             "torch",
             f"importing it failed: {outcome.trouble}",
-            f"{REINSTALL}\nOn Windows also Microsoft's Visual C++ Redistributable (x64)",
+            f"{reinstall}\nOn Windows also Microsoft's Visual C++ Redistributable (x64)",
         )
     facts = outcome.facts
     told = f"imported in {facts['import_seconds']:.1f} s, holds {format_bytes(facts['held_bytes'])}"
     return well("torch", f"{told}; computes by {facts['instructions']}", **facts)
 
 
-def judge_lstm(outcome: Outcome) -> Finding:
+def judge_lstm(outcome: Outcome, reinstall: str) -> Finding:
     """Say whether LSTMs are right by each path."""
     if outcome.trouble:
         return fault(
-            "LSTMs", f"computing one failed: {outcome.trouble}", f"--set machine.lstm_path=torch, or {REINSTALL}"
+            "LSTMs", f"computing one failed: {outcome.trouble}", f"--set machine.lstm_path=torch, or {reinstall}"
         )
     errors = outcome.facts["relative_errors"]
     wrong = [path for path, error in errors.items() if error is None or error > TOLERANCE]
@@ -71,7 +75,7 @@ def judge_lstm(outcome: Outcome) -> Finding:
         paths = ", ".join(LSTM_PATHS[path] for path in errors)
         return well("LSTMs", f"right by {paths} (to {max(errors.values()):.0e})", **outcome.facts)
     names = " and ".join(LSTM_PATHS[path] for path in wrong)
-    fix = REINSTALL if "torch" in wrong else "lowmem-seq train small --set machine.lstm_path=torch"
+    fix = reinstall if "torch" in wrong else "lowmem-seq train small --set machine.lstm_path=torch"
     return fault("LSTMs", f"results or gradients by {names} are wrong on this CPU", fix, **outcome.facts)
 
 
@@ -86,26 +90,26 @@ def judge_bf16(outcome: Outcome) -> Finding:
     return well("bf16", "not faster than fp32 here: precision auto takes fp32", **outcome.facts)
 
 
-def judge_onednn(outcome: Outcome) -> Finding:
+def judge_onednn(outcome: Outcome, reinstall: str) -> Finding:
     """Say whether oneDNN is there and right."""
     facts = outcome.facts
     error = facts.get("relative_error")
     if outcome.trouble or (facts["is_there"] and (error is None or error > TOLERANCE)):
         trouble = outcome.trouble or "its product is wrong"
-        return fault("oneDNN", f"a product by it failed: {trouble}", REINSTALL, **facts)
+        return fault("oneDNN", f"a product by it failed: {trouble}", reinstall, **facts)
     if facts["is_there"]:
         return well("oneDNN", "there, and right", **facts)
     if not facts["is_amd"]:
         return well("oneDNN", "this torch has none, which costs nothing in fp32 on this processor", **facts)
     cost = "linear layers in fp32 take up to twice as long on this AMD processor"
-    return note("oneDNN", f"this torch has none, or it is switched off: {cost}", REINSTALL, **facts)
+    return note("oneDNN", f"this torch has none, or it is switched off: {cost}", reinstall, **facts)
 
 
-def judge_cuda(outcome: Outcome) -> Finding:
+def judge_cuda(outcome: Outcome, reinstall: str) -> Finding:
     """Say whether the NVIDIA card computes right."""
     facts, use_cpu = outcome.facts, "lowmem-seq train small --device cpu"
     if outcome.trouble:
-        return fault("NVIDIA card", f"computing on it failed: {outcome.trouble}", f"{use_cpu}, or {REINSTALL}")
+        return fault("NVIDIA card", f"computing on it failed: {outcome.trouble}", f"{use_cpu}, or {reinstall}")
     error = facts["relative_error"]
     if not facts["lstm_is_right"] or error is None or error > 1e-2:  # products may be in TF32
         return fault("NVIDIA card", f"{facts['name']} computes wrong with this torch", use_cpu, **facts)
@@ -132,11 +136,11 @@ def judge_mps(outcome: Outcome) -> Finding:
     return well("Apple GPU", f"LSTMs are right, and leave no memory behind; it may take {room}", **facts)
 
 
-JUDGES: dict[str, Callable[[Outcome], Finding]] = {
+JUDGES: dict[str, Callable[[Outcome, str], Finding]] = {
     "torch": judge_torch,
     "lstm": judge_lstm,
-    "bf16": judge_bf16,
+    "bf16": lambda outcome, _: judge_bf16(outcome),
     "onednn": judge_onednn,
     "cuda": judge_cuda,
-    "mps": judge_mps,
+    "mps": lambda outcome, _: judge_mps(outcome),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,11 +45,23 @@ def check_free(memory: MachineMemory) -> Iterator[Finding]:
         yield well("free RAM", f"{free} of {total}", **figures)
 
 
-def check_swap(memory: MachineMemory, swap_total_bytes: int, platform: str = sys.platform) -> Iterator[Finding]:
-    """Say whether the machine swaps, or could not."""
-    used = memory.swap_used_bytes
-    figures = {"total_bytes": swap_total_bytes, "used_bytes": used}
-    if platform == "linux" and not swap_total_bytes and memory.total_bytes <= SMALL_MACHINE_BYTES:
+def check_swap(
+    memory: MachineMemory, swap: tuple[int, int] | None, platform: str = sys.platform
+) -> Iterator[Finding]:
+    """Say whether the machine swaps, or could not.
+
+    Args:
+        memory: the machine's.
+        swap: the size of its swap space, and what of it is used, in bytes; None where it isn't told.
+        platform: as `sys.platform` has it.
+    """
+    if swap is None:
+        told = "not known: Windows' performance counters, which tell it, are switched off"
+        yield note("swap", told, "lodctr /R   in a terminal that was opened as administrator makes them anew")
+        return
+    total, used = swap
+    figures = {"total_bytes": total, "used_bytes": used}
+    if platform == "linux" and not total and memory.total_bytes <= SMALL_MACHINE_BYTES:
         yield note(
             "swap",
             "there is none: when memory runs out, Linux ends a program, which may be the training",
@@ -63,7 +76,7 @@ def check_swap(memory: MachineMemory, swap_total_bytes: int, platform: str = sys
             **figures,
         )
     else:
-        told = f"{format_bytes(used)} of {format_bytes(swap_total_bytes)} used" if swap_total_bytes else "none"
+        told = f"{format_bytes(used)} of {format_bytes(total)} used" if total else "none"
         yield well("swap", told, **figures)
 
 
@@ -102,9 +115,18 @@ def check_cap(try_all: Callable[..., Iterator[Outcome]] = try_out) -> Iterator[F
         )
 
 
-def read_memory() -> tuple[MachineMemory, int]:
-    """Return the machine's memory, and the size of its swap space."""
-    return system_reader().machine(), int(psutil.swap_memory().total)
+def read_memory() -> MachineMemory:
+    """Return the machine's memory."""
+    return system_reader().machine()
+
+
+def read_swap(system: Any = psutil) -> tuple[int, int] | None:
+    """Return the size of the machine's swap space, and what of it is used, in bytes; None where it isn't told."""
+    try:
+        swap = system.swap_memory()
+    except RuntimeError:  # Windows without performance counters
+        return None
+    return int(swap.total), int(swap.used)
 
 
 def read_groups(platform: str = sys.platform) -> list[GroupMemory]:

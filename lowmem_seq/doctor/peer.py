@@ -13,18 +13,21 @@ from lowmem_seq.cluster.client_end import ClientEnd
 from lowmem_seq.cluster.identity import HINTS
 from lowmem_seq.cluster.surroundings import local_addresses
 from lowmem_seq.cluster.token import TOKEN_VARIABLE, token_from_environment
+from lowmem_seq.cluster.wire import PACK_BYTES_A_SECOND
 from lowmem_seq.doctor.finding import Finding, Group, fault, note, well
 from lowmem_seq.doctor.line import Measured, Surveyor
 from lowmem_seq.doctor.way import check_way, format_milliseconds, own_networks, try_way
 from lowmem_seq.errors import ClusterError, LowmemSeqError
 from lowmem_seq.runs.environment import installed_version
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_network, format_seconds
 
 SECONDS_TO_PROVE = 10.0
 ROUND_BYTES = 7_600_000
 """What Small sends each way in a round: a byte a weight."""
 ROUND_SECONDS = 60.0
 """The default of cluster.round."""
+PACK_BYTES = 184_560_000
+"""CIFAR-10, packed."""
 SLOW_TRIP_SECONDS = 0.3
 LARGEST_CLOCK_GAP_SECONDS = 5.0
 
@@ -85,6 +88,7 @@ def _judge_round_trip(measured: Measured) -> Finding:
 
 
 def _judge_speed(measured: Measured) -> Finding:
+    """Say how long what travels takes: the changes of a round, and the images, where they are to be fetched."""
     up, down = measured.up_bytes_per_second, measured.down_bytes_per_second
     figures = {"up_bytes_per_second": up, "down_bytes_per_second": down}
     told = f"{_megabits(up)} to the host, {_megabits(down)} from it"
@@ -93,9 +97,16 @@ def _judge_speed(measured: Measured) -> Finding:
         return note("speed", "not measured: others probe the host as well", "try again in a minute", **figures)
     seconds = 2 * ROUND_BYTES / min(known)
     told += f": a round of Small ({format_bytes(ROUND_BYTES)} each way) takes {_about(seconds)}"
-    if seconds > ROUND_SECONDS / 2:
+    is_slow = seconds > ROUND_SECONDS / 2
+    told += f", and there is one every {format_seconds(ROUND_SECONDS)}" if is_slow else ""
+    if down:
+        fetch_seconds = PACK_BYTES / min(down, PACK_BYTES_A_SECOND)
+        told += (
+            f"; CIFAR-10's images ({format_bytes(PACK_BYTES)}), if they are to be fetched, {_about(fetch_seconds)}"
+        )
+    if is_slow:
         fix = "a cable or a nearer router; or rounds that are further apart: --set cluster.round=5min on both"
-        return note("speed", f"{told}, and there is one every {format_seconds(ROUND_SECONDS)}", fix, **figures)
+        return note("speed", told, fix, **figures)
     return well("speed", told, **figures)
 
 
@@ -139,7 +150,4 @@ def _about(seconds: float) -> str:
 
 
 def _megabits(bytes_per_second: float | None) -> str:
-    if bytes_per_second is None:
-        return "not measured"
-    megabits = 8 * bytes_per_second / 1e6
-    return f"{megabits:,.{0 if megabits >= 10 else 1}f} Mbit/s"
+    return "not measured" if bytes_per_second is None else format_network(bytes_per_second)

@@ -17,6 +17,7 @@ from typing import Protocol
 import psutil
 
 from lowmem_seq.doctor.finding import Finding, note, well
+from lowmem_seq.supervisor.awake import Wakefulness, why_not
 from lowmem_seq.units import format_seconds
 
 Ask = Callable[[Sequence[str]], str]
@@ -71,15 +72,26 @@ class Power(Protocol):
         """Return how the processor is held back."""
 
 
-def check_sleep(power: Power) -> Iterator[Finding]:
-    """Say when the machine would fall asleep in the middle of a run."""
+def check_sleep(power: Power, wakefulness: Wakefulness) -> Iterator[Finding]:
+    """Say when the machine falls asleep by itself, and whether a run can keep it from that.
+
+    Args:
+        power: this system's.
+        wakefulness: what keeps the machine awake for a run; it is tried for a moment.
+    """
     sleep = power.sleep()
     told = {"plugged in": sleep.plugged_in_seconds, "on battery": sleep.on_battery_seconds}
     known = {when: seconds for when, seconds in told.items() if seconds is not None}
     soon = [f"after {format_seconds(seconds)} {when}" for when, seconds in known.items() if seconds]
     if soon:
-        idle = f"the machine falls asleep when nobody types, {' and '.join(soon)}; a run stands still meanwhile"
-        yield note("sleep", idle, power.stay_awake, **asdict(sleep))
+        idle = f"the machine falls asleep when nobody types, {' and '.join(soon)}"
+        kept_by = wakefulness.hold()
+        wakefulness.let_go()
+        if kept_by is not None:
+            yield well("sleep", f"{idle}; a run that trains keeps it awake ({kept_by})", **asdict(sleep))
+        else:
+            told_why = f"{idle}; a run can't keep it awake ({why_not()}), and stands still meanwhile"
+            yield note("sleep", told_why, power.stay_awake, **asdict(sleep))
     elif known:
         yield well("sleep", "the machine stays awake when nobody types", **asdict(sleep))
     else:
@@ -96,12 +108,12 @@ def check_battery(battery: Battery | None) -> Iterator[Finding]:
     elif battery.plugged_in is False:
         yield note(
             "battery",
-            f"on battery, {battery.percent:.0f} % left: most laptops compute slower, and a run empties it soon",
+            f"on battery, {battery.percent:.0f}% left: most laptops compute slower, and a run empties it soon",
             "plug it in; a run that was cut off goes on with lowmem-seq resume RUN_DIR",
             **asdict(battery),
         )
     else:
-        yield well("battery", f"plugged in, {battery.percent:.0f} %", **asdict(battery))
+        yield well("battery", f"plugged in, {battery.percent:.0f}%", **asdict(battery))
 
 
 def check_heat(power: Power, before: Heat) -> Iterator[Finding]:

@@ -27,6 +27,8 @@ LIBRARIES = " triton $(pip freeze | grep -o '^nvidia[^=]*')"
 """In a shell, the packages that Linux' CUDA builds bring; elsewhere they are in torch's own."""
 OF_CUDA = re.compile(r"^(nvidia-.+|triton|torch)$")
 """The packages that a CUDA build consists of."""
+OF_TORCH = ("torch", "torchvision")
+"""The packages that torch's own index has."""
 COMPILERS = {"win32": "Visual Studio's C++ tools", "darwin": "Apple's compiler (xcode-select --install)"}
 NOT_INSTALLED = "lowmem-seq is not installed, but run from its sources"
 
@@ -76,14 +78,25 @@ def check_python(python: Interpreter) -> Iterator[Finding]:
         yield well("Python", told, **figures)
 
 
+def from_cpu_index(has_card: bool, platform: str = sys.platform) -> str:
+    """Return the flag with which pip takes torch without CUDA, for a machine that has no use for it.
+
+    On Linux the package index has torch with CUDA alone; elsewhere it has none with it.
+    """
+    return f" --index-url {CPU_INDEX}" if platform == "linux" and not has_card else ""
+
+
 def check_packages(
-    requirements: Iterable[str] | None, installed: Callable[[str], str | None] = installed_version
+    requirements: Iterable[str] | None,
+    installed: Callable[[str], str | None] = installed_version,
+    index: str = "",
 ) -> Iterator[Finding]:
     """Say which packages are missing, or of a version that lowmem-seq does not work with.
 
     Args:
         requirements: as the package's metadata has them; None: it is not installed.
         installed: returns a package's version.
+        index: the flag with which torch is installed here.
     """
     if requirements is None:
         yield note("packages", f"{NOT_INSTALLED}, so what it needs is not known", "pip install .")
@@ -95,8 +108,14 @@ def check_packages(
         yield well("packages", f"all {len(wanted)} that it needs, in versions that fit", versions=versions)
         return
     told = (f"{one.name} {versions[one.name] or 'is missing'} ({one.specifier} is needed)" for one in misfits)
-    words = " ".join(f'"{one.name}{one.specifier}"' for one in misfits)
-    yield fault("packages", "; ".join(told), f"pip install --upgrade {words}", versions=versions)
+    of_torch = [one for one in misfits if one.name in OF_TORCH]
+    others = [one for one in misfits if one.name not in OF_TORCH]
+    commands = [_upgrade(of_torch) + index] * bool(of_torch) + [_upgrade(others)] * bool(others)
+    yield fault("packages", "; ".join(told), "\n".join(commands), versions=versions)
+
+
+def _upgrade(misfits: Iterable[Requirement]) -> str:
+    return " ".join(["pip install --upgrade", *(f'"{one.name}{one.specifier}"' for one in misfits)])
 
 
 def requirements_of(package: str) -> list[str] | None:
@@ -120,11 +139,23 @@ class Build:
 
 def read_build(package: str) -> Build | None:
     """Return the build of torch or torchvision; None where it is not installed."""
+    told = _read_version(package)
+    return None if told is None else build_of(*told, _cuda_bytes() if package == "torch" else 0)
+
+
+def cuda_of(package: str) -> str | None:
+    """Return the CUDA that torch or torchvision was built for; None: for none, or it is not installed."""
+    told = _read_version(package)
+    return None if told is None else build_of(*told).cuda
+
+
+def _read_version(package: str) -> tuple[str, str] | None:
+    """Return the text of a package's version.py and its version, None where it is not installed."""
     try:
         distribution = metadata.distribution(package)
-        text = str(distribution.locate_file(f"{package}/version.py"))
-        with open(text, encoding="utf-8") as file:  # noqa: PTH123  the file's path is a metadata's SimplePath
-            return build_of(file.read(), distribution.version, _cuda_bytes() if package == "torch" else 0)
+        path = str(distribution.locate_file(f"{package}/version.py"))
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123  the file's path is a metadata's SimplePath
+            return file.read(), distribution.version
     except (metadata.PackageNotFoundError, OSError):
         return None
 
@@ -148,7 +179,8 @@ def check_torch_build(build: Build | None, has_card: bool, platform: str = sys.p
         platform: as sys.platform says it.
     """
     if build is None:
-        yield fault("torch build", "torch is not installed", "pip install torch torchvision")
+        fix = f"pip install torch torchvision{from_cpu_index(has_card, platform)}"
+        yield fault("torch build", "torch is not installed", fix)
         return
     figures = {
         "version": build.version,
@@ -179,17 +211,22 @@ def check_torch_build(build: Build | None, has_card: bool, platform: str = sys.p
         yield well("torch build", f"{build.version}, {kind}{size}", **figures)
 
 
-def check_torchvision(torch: Build | None, torchvision: Build | None, wanted: str | None) -> Iterator[Finding]:
+def check_torchvision(
+    torch: Build | None, torchvision: Build | None, wanted: str | None, platform: str = sys.platform
+) -> Iterator[Finding]:
     """Say whether torchvision is the one that was made for this torch.
 
     Args:
         torch: torch's build.
         torchvision: its own; None where it is not installed.
         wanted: the version of torch that it asks for, such as "==2.13.0"; None: it does not say.
+        platform: as sys.platform says it.
     """
-    if torch is None or torchvision is None:
-        if torch is not None:
-            yield fault("torchvision", "it is not installed", "pip install torchvision")
+    if torch is None:
+        return
+    index = from_cpu_index(torch.cuda is not None, platform)  # of another one it would replace torch, or not fit it
+    if torchvision is None:
+        yield fault("torchvision", "it is not installed", f"pip install torchvision{index}")
         return
     figures = {"version": torchvision.version, "torch_wanted": wanted}
     version = torch.version.partition("+")[0]
@@ -197,11 +234,10 @@ def check_torchvision(torch: Build | None, torchvision: Build | None, wanted: st
         yield fault(
             "torchvision",
             f"{torchvision.version} was made for torch {wanted.lstrip('=')}, and this is torch {torch.version}",
-            f"pip install --upgrade torchvision torch=={version}",
+            f"pip install --upgrade torchvision torch=={version}{index}",
             **figures,
         )
     elif torchvision.cuda != torch.cuda and (torchvision.cuda is None or torch.cuda is None):
-        index = f" --index-url {CPU_INDEX}" if torch.cuda is None else ""
         yield note(
             "torchvision",
             f"{torchvision.version} has a compiled part that can't be loaded beside torch {torch.version}; "

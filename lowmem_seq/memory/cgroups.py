@@ -33,13 +33,25 @@ class _Files:
 
     limits: tuple[str, ...]
     used: str
-    droppable: bytes
-    """The pages of files in memory.stat, of the groups below too, that go before anything is swapped."""
+    inactive: bytes
+    """Figures of memory.stat, the groups below included: pages of files that were not used again lately,"""
+    active: bytes
+    """those that were,"""
+    mapped: bytes
+    """and those of both that processes have mapped."""
 
 
-_VERSION_1 = _Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", b"total_inactive_file ")
+_VERSION_1 = _Files(
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    b"total_inactive_file ",
+    b"total_active_file ",
+    b"total_mapped_file ",
+)
 # above memory.high a group is throttled and swapped long before memory.max ends it
-_VERSION_2 = _Files(("memory.max", "memory.high"), "memory.current", b"inactive_file ")
+_VERSION_2 = _Files(
+    ("memory.max", "memory.high"), "memory.current", b"inactive_file ", b"active_file ", b"file_mapped "
+)
 
 
 class ControlGroups:
@@ -166,9 +178,20 @@ def _read_group(folder: Path, files: _Files) -> GroupMemory | None:
     if limit >= NO_LIMIT:
         return None
     used = _whole_number(folder / files.used) or 0
-    droppable = figure_after(files.droppable, read_bytes(folder / "memory.stat") or b"") or 0
+    droppable = _droppable_bytes(read_bytes(folder / "memory.stat") or b"", files)
     available = min(limit, max(0, limit - used + droppable))
     return GroupMemory(limit, available, read_pressure(folder / "memory.pressure"))
+
+
+def _droppable_bytes(figures: bytes, files: _Files) -> int:
+    """Return the pages of files that go before anything is swapped: all but the mapped ones, mostly libraries.
+
+    A page that was read twice is active until the kernel needs it. In a group of 300 MB all of a file of 200 MB was
+    active after it had been read twice; then 150 MB more were taken, and 107 of it were left, later 15.
+    """
+    labels = (files.inactive, files.active, files.mapped)
+    inactive, active, mapped = (figure_after(label, figures) or 0 for label in labels)
+    return inactive + max(0, active - mapped)
 
 
 def _whole_number(path: Path) -> int | None:

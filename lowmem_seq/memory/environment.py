@@ -81,10 +81,14 @@ def training_environment(threads: int, allocator: str) -> dict[str, str]:
 def mps_environment(room_bytes: int, recommended_bytes: int) -> dict[str, str]:
     """Return the bounds on what an Apple GPU holds: torch alone would allow 1.7 times the recommended size.
 
+    Args:
+        room_bytes: what the cap leaves for it: the processor's part of the same memory, libraries above all, apart.
+        recommended_bytes: by the system.
+
     Raises:
         UsageError: what the user set for one of them is not what torch takes.
     """
-    return _watermarks(room_bytes / recommended_bytes)
+    return _watermarks(max(1, room_bytes) / recommended_bytes)
 
 
 def mps_environment_as_usual() -> dict[str, str]:

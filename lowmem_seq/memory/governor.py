@@ -53,6 +53,7 @@ class Governor:
         clock: seconds; a test gives another one.
         limit: what the system enforces on it, if anything; moved along when the setting changes.
         tell_peak: hears of a peak that is about to be set back, for nobody can read it afterwards.
+        release: has caches given back; by default those of this process's allocator.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Governor:
         clock: Callable[[], float] = time.monotonic,
         limit: Limit | None = None,
         tell_peak: Callable[[int], None] = lambda _peak_bytes: None,
+        release: Callable[[], object] | None = None,
     ) -> None:
         self._reader, self._pid, self._room_bytes, self._clock = reader, pid, room_bytes, clock
-        self._limit, self._tell_peak = limit, tell_peak
+        self._limit, self._tell_peak, self._release = limit, tell_peak, release or reader.release
         self._mutex = threading.Lock()
         self._leak = LeakWatch(room_bytes, clock)
         self._tolerated_bytes = self._old_peak_bytes = 0
@@ -91,7 +93,7 @@ class Governor:
             return None
         if not self._tried_releasing:
             self._tried_releasing = True
-            self._reader.release()
+            self._release()
             self._forget_peak()
             return None
         figures = f"{format_bytes(held)} of {format_bytes(self._room_bytes)}"
@@ -148,7 +150,7 @@ class Governor:
             if advice.what == "shrink" and self._grew and self._clock() - self._changed_at < self._calm_seconds:
                 self._calm_seconds = min(2 * self._calm_seconds, LONGEST_CALM_SECONDS)
             self._grew = advice.what == "grow"
-            self._reader.release()
+            self._release()
             self._forget_peak()
             self._changed_at = self._calm_since = self._clock()
             self._tolerated_bytes = self._reader.held_bytes(self._pid) if advice.what == "shrink" else 0

@@ -72,7 +72,6 @@ class LinuxReader:
         return MachineMemory(
             total_bytes=min(group.limit_bytes for group in groups),
             available_bytes=tightest.available_bytes,
-            swap_used_bytes=_kilobytes(b"SwapTotal:", memory) - _kilobytes(b"SwapFree:", memory),
             swapped_out_bytes=None if pages_out is None else pages_out * PAGE_BYTES,
             pressure=whole.pressure if tightest.pressure is None else tightest.pressure,
             oom_kills=figure_after(b"oom_kill ", counted),

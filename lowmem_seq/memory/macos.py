@@ -58,8 +58,8 @@ class MacReader:
 
     def machine(self) -> MachineMemory:
         """Return the machine's memory; what psutil calls swapped out are all pages written, those of files too."""
-        memory, swap = self._system.virtual_memory(), self._system.swap_memory()
-        return MachineMemory(int(memory.total), int(memory.available), int(swap.used))
+        memory = self._system.virtual_memory()
+        return MachineMemory(int(memory.total), int(memory.available))
 
     def release(self) -> bool:
         """Have every malloc zone give back what it can."""

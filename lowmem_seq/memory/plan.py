@@ -150,6 +150,17 @@ class Plan:
         return asdict(self)
 
 
+def cap_in_force(given_bytes: int | None, available_bytes: int, neighbours: int = 1) -> int:
+    """Return the cap of a run: the one that was given, or a part of what can be taken without swapping.
+
+    Args:
+        given_bytes: the cap of the settings.
+        available_bytes: what can be taken.
+        neighbours: processes that share it evenly, this one among them.
+    """
+    return given_bytes or int(available_bytes * SHARE_OF_AVAILABLE / neighbours)
+
+
 def threads_each(workers: int, cores: int) -> int:
     """Return the threads that each worker's matrix products may use."""
     return max(1, cores // workers)
@@ -184,6 +195,23 @@ def smaller(plan: Plan, at_any_rate: bool = False) -> Plan | None:
     if less:
         return plan.with_setting(max(less, key=lambda point: point.images_per_second).setting)
     return next((plan.with_setting(setting) for setting in _steps_down(now, plan.layers) if is_less(setting)), None)
+
+
+def within(plan: Plan, room_bytes: int) -> Plan:
+    """Return the plan with the fastest setting that was measured and holds no more, or with the least of all.
+
+    One that holds no more already, and one of whose setting nothing is known, stay as they are.
+
+    Args:
+        plan: what is in force.
+        room_bytes: what the trainer can hold.
+    """
+    peaks = highest_peaks(plan.measured)
+    if peaks.get(plan.setting, 0) <= room_bytes:
+        return plan
+    fitting = [point for point in plan.measured if peaks[point.setting] <= room_bytes]
+    fastest = max(fitting, key=lambda point: point.images_per_second, default=None)
+    return plan.with_setting(min(peaks, key=lambda one: peaks[one]) if fastest is None else fastest.setting)
 
 
 def _expected_bytes(plan: Plan, peaks: Mapping[Setting, int], setting: Setting) -> int | None:

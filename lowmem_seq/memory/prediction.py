@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-MARGIN = 0.05
-"""Share by which the memory of a setting may pass its prediction."""
+MARGIN = 0.06
+"""Share by which the memory of a setting may pass its prediction: of 2 x 96 that were predicted from others and
+measured, the worst passed it by 5.8 % (docs/log.md, 2026-11-24)."""
 
 
 def predict_bytes(measured: Mapping[int, int], micro_batch: int, floor_bytes: int) -> int:

@@ -25,10 +25,8 @@ class MachineMemory:
     total_bytes: int
     available_bytes: int
     """What can be taken without swapping."""
-    swap_used_bytes: int
-    """What lies in the machine's swap space now."""
     swapped_out_bytes: int | None = None
-    """What was written there since the machine started; None where the system counts something else (macOS: file
+    """What was written to its swap space since it started; None where the system counts something else (macOS: file
     pages too) or nothing."""
     pressure: float | None = None
     """Share of the last ten seconds in which some task waited for memory, 0 to 1; None where it isn't measured."""

@@ -29,12 +29,12 @@ class WindowsReader:
         self._system = system
 
     def held_bytes(self, pid: int) -> int:
-        """Return the private bytes of a process."""
-        return self._figure(pid, "private") or 0
+        """Return the private bytes of a process (PagefileUsage, the name that psutil 8 has left of the two)."""
+        return self._figure(pid, "vms") or 0
 
     def peak_bytes(self, pid: int) -> int | None:
-        """Return the most that it had committed (PeakPagefileUsage, whose present value is the private bytes)."""
-        return self._figure(pid, "peak_pagefile")
+        """Return the most that it had committed (PeakPagefileUsage)."""
+        return self._figure(pid, "peak_vms", "peak_pagefile")
 
     def reset_peak(self) -> bool:
         """Return False: the peak is that of a process's whole life."""
@@ -45,9 +45,13 @@ class WindowsReader:
         return None
 
     def machine(self) -> MachineMemory:
-        """Return the machine's memory; Windows counts no pages that went to its page file."""
-        memory, swap = self._system.virtual_memory(), self._system.swap_memory()
-        return MachineMemory(int(memory.total), int(memory.available), int(swap.used))
+        """Return the machine's memory; Windows counts no pages that went to its page file.
+
+        What lies there only performance counters tell, which may be switched off: psutil then raises a RuntimeError
+        (its issues 2458 and 2681).
+        """
+        memory = self._system.virtual_memory()
+        return MachineMemory(int(memory.total), int(memory.available))
 
     def release(self) -> bool:
         """Join the free blocks of the process's heap, and give back those that are whole pages."""
@@ -57,8 +61,10 @@ class WindowsReader:
         """Return them from the table of all processes (milliseconds)."""
         return descendants_by_parents(pid, self._system)
 
-    def _figure(self, pid: int, name: str) -> int | None:
+    def _figure(self, pid: int, *names: str) -> int | None:
+        """Return a figure by the first of its names that this psutil knows."""
         try:
-            return int(getattr(self._system.Process(pid).memory_info(), name))
+            told = self._system.Process(pid).memory_info()
         except psutil.Error:
             return None
+        return next(int(getattr(told, name)) for name in names if hasattr(told, name))

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.events import Event, time_of
 
 SPENT = ("training", "evaluation", "saving", "waiting", "starting")
 """What the time goes to; `waiting` is for a disk, a plug, an hour, another machine, or the end of a sleep."""
 MOST_SPANS = 300
 """The newest stay."""
-LAST_SECOND = 2**35
-"""Times from here on, in the year 3058, are no times."""
 TAKES_OUT = {"validation": "evaluation", "test": "evaluation", "checkpoint": "saving", "slept": "waiting"}
 """Events that say in `seconds` what they took of the time of training, and what that went to."""
 ENDS_OF_PAUSES = ("unpaused", "session_opened", "planned", "session_started")
@@ -116,9 +114,3 @@ class Clock:
         if what is None or self._span_began is None or end is None:
             return []
         return [Span(what, self._span_began, max(self._span_began, end))]
-
-
-def time_of(event: Event) -> float | None:
-    """Return when an event was written, if it tells a time that a calendar knows."""
-    at = event.get("time_unix_seconds")
-    return float(at) if isinstance(at, int | float) and 0 <= at < LAST_SECOND else None

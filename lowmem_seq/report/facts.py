@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,8 @@ class Compared(NamedTuple):
 
 def tiles(summary: Summary, history: History) -> list[Tile]:
     """Return what is known of a run in large figures."""
-    told = [_quality(summary), _progress(summary), _time(summary, history), _speed(summary), _memory(summary)]
+    told = [_quality(summary), _progress(summary), _time(summary, history), _speed(summary)]
+    told += [_memory(summary, history), _time_left(summary)]
     if history.repeated_steps or summary["restarts"]:
         again = f"{history.repeated_steps:,} steps done again" if history.repeated_steps else ""
         told.append(Tile("restarts", f"{summary['restarts']:,}", again))
@@ -81,6 +81,14 @@ def _time(summary: Summary, history: History) -> Tile | None:
     return Tile("time", format_seconds(summary["wall_seconds"]), f"in {sessions:,} session{'s' * (sessions > 1)}")
 
 
+def _time_left(summary: Summary) -> Tile | None:
+    left = summary["eta_seconds"]
+    if left is None:
+        return None
+    note = "once it goes on" if summary["state"] == "paused" else "at the present speed"
+    return Tile("time left", f"about {format_seconds(left)}", note)
+
+
 def _speed(summary: Summary) -> Tile | None:
     rate = summary["images_per_second"]
     if rate is None:
@@ -89,12 +97,25 @@ def _speed(summary: Summary) -> Tile | None:
     return Tile("images/s", f"{rate:,.0f}", with_what)
 
 
-def _memory(summary: Summary) -> Tile | None:
-    peak, cap = summary["peak_tree_bytes"], summary["cap_bytes"]
+def _memory(summary: Summary, history: History) -> Tile | None:
+    peak, nearest = summary["peak_tree_bytes"], history.nearest_to_cap
     if peak is None:
         return None
-    note = "" if not cap else f"{peak / cap:.0%} of the cap of {format_bytes(cap)}"
-    return Tile("peak RAM", format_bytes(peak), note, _share(peak, cap))
+    share = None if nearest is None else min(1.0, nearest.share)
+    return Tile("peak RAM", format_bytes(peak), told_share_of_cap(history), share)
+
+
+def told_share_of_cap(history: History) -> str:
+    """Return how near the run came to its cap, in words; nothing where that is not known.
+
+    A run that went on under another cap is held against the one that it had at the time.
+    """
+    nearest = history.nearest_to_cap
+    if nearest is None:
+        return ""
+    if nearest.was_the_only_cap:
+        return f"{nearest.share:.0%} of the cap of {format_bytes(round(nearest.cap_bytes))}"
+    return f"at most {nearest.share:.0%} of the cap of the time"
 
 
 def _share(part: float, whole: float | None) -> float | None:
@@ -104,17 +125,14 @@ def _share(part: float, whole: float | None) -> float | None:
 def predicted_and_actual(plan: dict[str, Any], history: History) -> list[Compared]:
     """Return what a plan foretold beside what came since it was made; what either lacks is left out."""
     since = history.at_plan
-    peaks, rates = (
-        [point.y for point in history.by_time[name] if point.x >= since.seconds]
-        for name in ("peak_tree_bytes", "images_per_second")
-    )
+    peaks = [point.y for point in history.by_time["peak_tree_bytes"] if point.x >= since.seconds]
+    usual = history.rates_of_plan.value
     peak, rate = (_positive(plan.get(f"predicted_{name}")) for name in ("peak_bytes", "images_per_second"))
     compared = []
     if peak and peaks:
         told = (format_bytes(round(peak)), format_bytes(round(max(peaks))), _off(peak, max(peaks)))
         compared.append(Compared("peak RAM", *told))
-    if rate and rates:
-        usual = statistics.median_high(rates)
+    if rate and usual:
         compared.append(Compared("images/s", f"{rate:,.0f}", f"{usual:,.0f}", _off(rate, usual)))
     images = (history.standing.steps_done - since.steps_done) * history.effective_batch
     seconds = history.standing.training_seconds - since.training_seconds

@@ -7,14 +7,15 @@ reached, what was undone is left out. Curves of the machine go by the run's own 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from lowmem_seq.report.clock import TAKES_OUT, Clock
-from lowmem_seq.report.happenings import Happening, Kind, tell
 from lowmem_seq.report.series import MOST_STRETCHES, Series
+from lowmem_seq.report.summary import Middle
 from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.happenings import Kind, tell
 
 BY_STEP = {
     "train": ("train_loss", "learning_rate"),
@@ -25,12 +26,25 @@ BY_STEP = {
 BY_TIME = {"train": ("images_per_second",), "memory": ("tree_bytes", "peak_tree_bytes", "cap_bytes")}
 """Figures of an event that are curves over the run's own time."""
 KEPT = ("planned", "session_started", "test")
+"""A session that goes on with a run takes its test back: the weights are other ones from there on."""
 CHANGES = ("setting_changed", "micro_batch_changed")
 """The second: as releases before wrote it."""
+OF_ITS_LENGTH = frozenset({"recipe.epochs", "steps"})
+"""Settings that say how long a run is."""
 MOST_HAPPENINGS = 300
 """The newest stay, and as many marks."""
 LARGEST_NUMBER = 10.0**15
 """Steps, seconds and bytes beyond are none."""
+
+
+class Happening(NamedTuple):
+    """Something that is told in words."""
+
+    at: float | None
+    """In seconds since 1970."""
+    kind: Kind
+    text: str
+    is_warning: bool
 
 
 class Mark(NamedTuple):
@@ -40,6 +54,16 @@ class Mark(NamedTuple):
     """Of the run's own time."""
     kind: Kind
     text: str
+
+
+class NearestToCap(NamedTuple):
+    """When a run was nearest to the cap that it had at that time."""
+
+    share: float
+    """That it held of the cap."""
+    cap_bytes: float
+    was_the_only_cap: bool
+    """Whether the run never had another one."""
 
 
 class Standing(NamedTuple):
@@ -64,7 +88,10 @@ class History:
         self.by_step = {name: Series(most_stretches) for names in BY_STEP.values() for name in names}
         self.by_time = {name: Series(most_stretches) for names in BY_TIME.values() for name in names}
         self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
-        self.happening_count = 0
+        self.counts: Counter[Kind] = Counter()
+        """Of all happenings, by their kind."""
+        self.has_another_length = False
+        """Whether it was given one on the way."""
         self.marks: deque[Mark] = deque(maxlen=MOST_HAPPENINGS)
         self.repeated_steps = 0
         """Steps that were done again, as a session ended after its last save."""
@@ -73,8 +100,11 @@ class History:
         self.epochs_per_step: float | None = None
         self.last: dict[str, Event] = {}
         """The last event of each kind in KEPT."""
+        self.nearest_to_cap: NearestToCap | None = None
+        self.rates, self.rates_of_plan = Middle(), Middle()
+        """Images a second, of all sessions and since the plan in force was made; curves keep the odd ones alone."""
         self.at_plan = Standing()
-        """When the plan in force was made."""
+        """When that plan was made."""
         self.event_count = 0
         self.odd_count = 0
         """Events that are not as this release knows them."""
@@ -106,8 +136,10 @@ class History:
         kind = event["event"]
         if kind in KEPT:
             self.last[kind] = event
+        if kind == "config_changed":
+            self.has_another_length |= not OF_ITS_LENGTH.isdisjoint(event["changes"])
         if kind == "planned":
-            self.at_plan = self.standing
+            self.at_plan, self.rates_of_plan = self.standing, Middle()
         if kind == "session_started":
             self._go_on_after(number_of(event["step"]))
             self.effective_batch = number_of(event.get("effective_batch", 0.0))
@@ -119,26 +151,44 @@ class History:
             for name in BY_STEP[kind]:
                 if event.get(name) is not None:
                     self.by_step[name].add(step, number_of(event[name]), at)
-        for name in BY_TIME.get(kind, ()):
-            if event.get(name) is not None:
-                self.by_time[name].add(self.clock.alive_seconds, number_of(event[name]), at)
+        self._take_machine(event, at)
         if kind in TAKES_OUT:
             self.clock.take_out(event, number_of(event.get("seconds", 0.0)))
         if "stalled_seconds" in event:
             self.clock.take_stalled(number_of(event["stalled_seconds"]))
 
+    def _take_machine(self, event: Event, at: float | None) -> None:
+        names = [name for name in BY_TIME.get(event["event"], ()) if event.get(name) is not None]
+        figures = {name: number_of(event[name]) for name in names}
+        for name, number in figures.items():
+            self.by_time[name].add(self.clock.alive_seconds, number, at)
+        if "images_per_second" in figures:
+            for middle in (self.rates, self.rates_of_plan):
+                middle.add(figures["images_per_second"])
+        if figures.get("cap_bytes"):
+            held = max(figures.get(name, 0.0) for name in ("tree_bytes", "peak_tree_bytes"))
+            self._hold_against_cap(held, figures["cap_bytes"])
+
+    def _hold_against_cap(self, held: float, cap_bytes: float) -> None:
+        before, now = self.nearest_to_cap, NearestToCap(held / cap_bytes, cap_bytes, True)
+        if before is not None:
+            is_the_only = before.was_the_only_cap and before.cap_bytes == cap_bytes
+            now = max(before, now)._replace(was_the_only_cap=is_the_only)
+        self.nearest_to_cap = now
+
     def _go_on_after(self, step: float) -> None:
+        self.last.pop("test", None)
         self.repeated_steps += int(max(0.0, self._step - step))
         self._step = step
         for series in self.by_step.values():
             series.forget_after(step)
 
     def _take_happening(self, event: Event, at: float | None) -> None:
-        told = tell(event, at)
-        if told is None:
+        told = tell(event)
+        if told is None or told.kind == "figure":
             return
-        self.happenings.append(told)
-        self.happening_count += 1
+        self.happenings.append(Happening(at, *told))
+        self.counts[told.kind] += 1
         if event["event"] in CHANGES:
             self.marks.append(Mark(self.clock.alive_seconds, told.kind, told.text))
 

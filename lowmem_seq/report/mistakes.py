@@ -36,29 +36,38 @@ class PredictionsError(Exception):
     """The file of predictions can't be used; the message says why."""
 
 
-def read_mistakes(path: Path) -> list[Mistake]:
-    """Return the worst mistakes of a run, the most confident first; none where the test left no predictions.
+def read_mistakes(path: Path, weights_sha256: object) -> list[Mistake] | None:
+    """Return the worst mistakes of some weights, the most confident first.
+
+    Args:
+        path: of the predictions.
+        weights_sha256: of the weights, as their test told it. A run that goes on after its test, and one that was
+            stopped in the middle of the next, have predictions of earlier weights lying there.
+
+    Returns None where there are no predictions of these weights.
 
     Raises:
         PredictionsError: the file is there, and is not as it should be.
     """
     if not path.is_file():
-        return []
+        return None
     from safetensors import SafetensorError  # numpy and Pillow as well: for those runs that have pictures
 
     try:
-        return _read(path)
+        return _read(path, weights_sha256)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
         raise PredictionsError(f"{path.name} can't be used: {error}") from error
 
 
-def _read(path: Path) -> list[Mistake]:
+def _read(path: Path, weights_sha256: object) -> list[Mistake] | None:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
         if metadata.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"it has format version {metadata.get('format_version')}")
+        if metadata["weights_sha256"] != weights_sha256:
+            return None
         classes = [str(name) for name in json.loads(metadata["classes"])]
         _require_shapes({name: list(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
         indices = file.get_tensor("mistake").tolist()

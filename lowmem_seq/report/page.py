@@ -28,8 +28,7 @@ from lowmem_seq.report.facts import (
     repeating_command,
     tiles,
 )
-from lowmem_seq.report.happenings import Kind
-from lowmem_seq.report.history import MOST_HAPPENINGS
+from lowmem_seq.report.history import MOST_HAPPENINGS, Happening
 from lowmem_seq.report.machines import Line, columns_of
 from lowmem_seq.report.mistakes import FILE, Mistake, PredictionsError, read_mistakes
 from lowmem_seq.report.notes import notes_of
@@ -50,7 +49,7 @@ from lowmem_seq.report.plots.several import comparison_figures
 from lowmem_seq.report.reading import read_run
 from lowmem_seq.report.series import MOST_STRETCHES
 from lowmem_seq.report.shared import Reported, SharedRun, reported
-from lowmem_seq.report.table import COLUMNS, rows
+from lowmem_seq.report.table import COLUMNS, data_name, rows
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.text import harmless
 
@@ -81,17 +80,20 @@ def _page_of_one(one: Reported) -> str:
     faults = _faults(one)
     environment = _read_json(run, run.environment_file, faults)
     plan = _read_json(run, run.plan_file, faults) or history.last.get("planned") or {}
-    outcome = read_outcome(history.last.get("test"), history.last.get("session_started"))
+    tested = history.last.get("test", {})
+    outcome = read_outcome(tested, history.last.get("session_started"))
+    mistakes = _read_mistakes(run, tested.get("weights_sha256"), faults)
     drawn = {**_drawn(one), "tested": [] if outcome is None else outcome_figures(outcome)}
     happenings, left_out = _happenings(one)
+    state, _, why = str(summary["state"]).partition(": ")
     return _render(
         "run.html",
         drawn,
         title=name_of(run),
         summary=summary,
-        data_name=Path(summary["data"] or "").name,
-        state=str(summary["state"]).partition(": ")[0],
-        faults=faults,
+        data_name=data_name(summary),
+        state=state,
+        faults=[why, *faults] if why else faults,
         tiles=[*tiles(summary, history), *machine_tile(summary)],
         machines=None if shared is None else _machines(shared),
         notes=[] if shared is None else notes_of(shared),
@@ -99,8 +101,8 @@ def _page_of_one(one: Reported) -> str:
         happenings_left_out=left_out,
         compared=predicted_and_actual(plan, history),
         confusions=[] if outcome is None else confusions(outcome),
-        mistakes=_read_mistakes(run, faults),
-        command=repeating_command(run, environment),
+        mistakes=mistakes,
+        command=repeating_command(run, None if history.has_another_length else environment),
         config=_read_config(run),
         environments=_environments(one, environment),
         resume_command=run.resume_command,
@@ -138,18 +140,18 @@ def _faults(one: Reported) -> list[str]:
     return faults
 
 
-def _happenings(one: Reported) -> tuple[list[tuple[str, str, Kind, str]], int]:
+def _happenings(one: Reported) -> tuple[list[tuple[str, str, Happening]], int]:
     """Return what happened, in words, the newest; and how many lines were left out.
 
-    Each is machine, time, kind and text; no machine where there is one alone.
+    Each is machine, time and what happened; no machine where there is one alone.
     """
     drawn = [] if one.shared is None else drawn_of(one.shared)
     told = [(machine.name, happening) for machine in drawn for happening in machine.history.happenings]
     if len(drawn) < 2:
         told = [("", happening) for happening in one.lead.history.happenings]
     told.sort(key=lambda pair: pair[1].at or 0.0)
-    count = sum(reading.history.happening_count for reading in one.readings)
-    shown = [(name, clock_text(at), kind, text) for name, (at, kind, text) in told[-MOST_HAPPENINGS:]]
+    count = sum(reading.history.counts.total() for reading in one.readings)
+    shown = [(name, clock_text(happening.at), happening) for name, happening in told[-MOST_HAPPENINGS:]]
     return shown, max(0, count - MOST_HAPPENINGS)
 
 
@@ -199,13 +201,13 @@ def _read_json(run: RunFolder, path: Path, faults: list[str]) -> dict[str, Any] 
         return None
 
 
-def _read_mistakes(run: RunFolder, faults: list[str]) -> list[Mistake]:
+def _read_mistakes(run: RunFolder, weights_sha256: object, faults: list[str]) -> list[Mistake] | None:
     try:
         run.refuse_links()
-        return read_mistakes(run.path / FILE)
+        return read_mistakes(run.path / FILE, weights_sha256)
     except (PredictionsError, UsageError, OSError) as error:
         faults.append(str(error))
-        return []
+        return None
 
 
 def _read_config(run: RunFolder) -> str:

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lowmem_seq.report.clock import time_of
 from lowmem_seq.report.history import number_of
 from lowmem_seq.report.part_figures import Samples, Spells, Tally, Told, Traffic, read_told
 from lowmem_seq.report.summary import Middle
-from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.events import Event, time_of
 
 Key = TypeVar("Key")
 

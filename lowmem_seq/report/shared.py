@@ -271,10 +271,10 @@ def clock_ahead_seconds(part: Part, parts: Sequence[Part]) -> float | None:
     A host notes when it lets a machine in, and that machine when it hears so; between the two lie milliseconds.
     """
     ahead = [
-        at - host.joined[(part.machine, *where)]
+        at - host.joined[part.machine, number, accepted]
         for host in parts
-        for where, at in part.welcomed.items()
-        if host is not part and part.machine is not None and (part.machine, *where) in host.joined
+        for (number, accepted), at in part.welcomed.items()
+        if host is not part and part.machine is not None and (part.machine, number, accepted) in host.joined
     ]
     return statistics.median(ahead) if ahead else None
 

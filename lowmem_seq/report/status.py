@@ -17,8 +17,9 @@ from lowmem_seq.report.summary import (
     odd_events_explained,
     require_numbers,
 )
-from lowmem_seq.runs.events import Event
+from lowmem_seq.runs.events import Event, time_of
 from lowmem_seq.runs.folder import RunFolder
+from lowmem_seq.runs.happenings import why_crashed, why_paused
 
 WITHOUT_A_WORD = "the trainer ended without a word"
 ENDS = ("finished", "stopped", "crashed")
@@ -51,8 +52,9 @@ FIGURES = (
     "eta_seconds",
 )
 """What a status takes from the run's summary as it is."""
-LAST_SECOND = 2**35
-"""Times from here on, in the year 3058, are no times."""
+OF_A_RANK = ("machine", "device", "precision")
+FIGURES_OF_A_RANK = ("images_per_second", "samples")
+"""The second: of each step."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ class Status:
     images_per_second: float | None
     """Of the last `train` event."""
     cause: str | None
-    """Why the run crashed, as a clause or a sentence."""
+    """Why the run crashed or is paused, as a clause or a sentence."""
     paused: str | None
-    """What can't be written, and why; or what training waits for."""
+    """The same of a pause, with what ends it."""
     paused_unix_seconds: float | None
     """Since when."""
     waits_for: tuple[str, ...]
@@ -86,6 +88,8 @@ class Status:
     lost_step: int | None
     """A step that the events call saved, where no checkpoint lies there."""
     last_restart_cause: str | None
+    world: Event | None
+    """The ranks of engine mode, as they found each other; None where the run is not held, or trains otherwise."""
     checkpoints: tuple[tuple[int, int], ...]
     """Step and bytes of each, oldest first."""
     free_bytes: int | None
@@ -95,13 +99,14 @@ class Status:
         return {
             **self.figures,
             "images_per_second": self.images_per_second,
-            "cause": self.cause or self.paused,
+            "cause": self.cause,
             "paused_unix_seconds": self.paused_unix_seconds,
             "goes_on_unix_seconds": self.goes_on_unix_seconds,
             "saved_step": self.saved_step,
             "saved_unix_seconds": self.saved_unix_seconds,
             "last_event_unix_seconds": self.heard_unix_seconds,
             "last_restart_cause": self.last_restart_cause,
+            "world": self.world,
             "checkpoints": [{"step": step, "bytes": size} for step, size in self.checkpoints],
             "free_bytes": self.free_bytes,
         }
@@ -117,16 +122,19 @@ class _Present:
         self.paused: Event | None = None
         self.paused_unix_seconds: float | None = None
         self.memory: Event | None = None
+        self.world: Event | None = None
         self.heard_unix_seconds: float | None = None
         self.saved: dict[int, float | None] = {}
         self.images_per_second: float | None = None
 
     def take(self, event: Event) -> None:
-        kind, at = event["event"], _time_of(event)
+        kind, at = event["event"], time_of(event)
         self.heard_unix_seconds = at
         if kind in AFTER_A_PAUSE:
             self.paused = self.paused_unix_seconds = None
-        if kind == "session_started":
+        if kind == "session_opened":
+            self.world = None
+        elif kind == "session_started":
             self.started, self.ended = event, None
         elif kind == "session_ended":
             self.ended = event
@@ -139,6 +147,8 @@ class _Present:
             self.paused = event
         elif kind == "memory":
             self.memory = event
+        elif kind == "world_formed":
+            self.world = event
         if kind == "checkpoint":
             self.saved.pop(event["step"], None)  # so that the one saved last stands last
             self.saved[event["step"]] = at
@@ -154,8 +164,7 @@ class _Present:
     @property
     def goes_on_unix_seconds(self) -> float | None:
         """When the hours of a paused run begin."""
-        until = self.paused.get("until_unix_seconds") if self.paused is not None else None
-        return float(until) if isinstance(until, int | float) and 0 <= until < LAST_SECOND else None
+        return None if self.paused is None else time_of(self.paused, "until_unix_seconds")
 
     @property
     def is_training(self) -> bool:
@@ -229,34 +238,44 @@ def _status(run: RunFolder, summary: Summary, present: _Present) -> Status:
     return Status(
         figures=figures,
         images_per_second=present.images_per_second,
-        cause=_cause(present) if state == "crashed" else None,
-        paused=_told(present.paused, "what", "cause") if state == "paused" else None,
+        cause=_cause(state, present),
+        paused=why_paused(present.paused) if state == "paused" and present.paused is not None else None,
         paused_unix_seconds=present.paused_unix_seconds if state == "paused" else None,
         waits_for=present.waits_for if state == "paused" else (),
         goes_on_unix_seconds=present.goes_on_unix_seconds if state == "paused" else None,
         starting=state == "running" and not training,
         epochs=epochs,
         heard_unix_seconds=present.heard_unix_seconds,
-        memory_unix_seconds=_time_of(present.memory) if present.memory is not None else None,
+        memory_unix_seconds=time_of(present.memory) if present.memory is not None else None,
         saved_step=newest.step if newest is not None else None,
         saved_unix_seconds=saved_at(newest, present.saved) if newest is not None else None,
         lost_step=max(present.saved) if present.saved and newest is None else None,
         last_restart_cause=_told(present.restarted, "cause"),
+        world=_world(present.world) if state in ALIVE and present.world is not None else None,
         checkpoints=tuple(sizes),
         free_bytes=_free_bytes(run),
     )
 
 
-def _time_of(event: Event) -> float | None:
-    """Return when an event was written, if it tells a time that a calendar knows."""
-    at = event.get("time_unix_seconds")
-    return float(at) if isinstance(at, int | float) and 0 <= at < LAST_SECOND else None
+def _cause(state: str, present: _Present) -> str | None:
+    if state == "paused":
+        return _told(present.paused, "what", "cause")
+    if state != "crashed":
+        return None
+    return WITHOUT_A_WORD if present.ended is None else why_crashed(present.ended)
 
 
-def _cause(present: _Present) -> str:
-    if present.ended is None:
-        return WITHOUT_A_WORD
-    return _told(present.ended, "cause") or "the trainer ended, and did not say why"
+def _world(event: Event) -> Event:
+    """Return what is shown of a `world_formed` event.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not as expected.
+    """
+    ranks = [{key: rank[key] for key in (*OF_A_RANK, *FIGURES_OF_A_RANK)} for rank in event["ranks"]]
+    for rank in ranks:
+        require_numbers({key: rank[key] for key in FIGURES_OF_A_RANK})
+        rank.update({key: str(rank[key]) for key in OF_A_RANK})
+    return {"address": str(event["address"]), "backend": str(event["backend"]), "ranks": ranks}
 
 
 def _told(event: Event | None, *keys: str) -> str | None:
@@ -276,7 +295,7 @@ def saved_at(checkpoint: Checkpoint, told: dict[int, float | None]) -> float | N
 def saved_steps(run: RunFolder) -> dict[int, float | None]:
     """Return the steps that the events call saved, each with its time."""
     return {
-        event["step"]: _time_of(event)
+        event["step"]: time_of(event)
         for event in run.events
         if event["event"] == "checkpoint" and isinstance(event.get("step"), int)
     }

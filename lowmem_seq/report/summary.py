@@ -236,15 +236,18 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
         UsageError: a path holds no run, or there is none at all.
     """
     for path in paths:
-        run = RunFolder(path)
-        if not run.config_file.is_file() and not run.events.path.is_file():  # of a broken one either may be left
+        if not _is_run(path):
             raise UsageError(f"there is no run in {path}.", which_runs(path))
-    folders = paths or sorted(
-        (file.parent for file in root.glob("*/config.yaml")), key=lambda folder: folder.stat().st_mtime
-    )
+    folders = paths or sorted(filter(_is_run, root.glob("*")), key=lambda folder: folder.stat().st_mtime)
     if not folders:
         raise UsageError(f"there is no run under {root}.", "lowmem-seq train small --data shapes   makes one")
     return [RunFolder(folder) for folder in folders]
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run's; of a broken one its settings or its events may be left."""
+    run = RunFolder(path)
+    return run.config_file.is_file() or run.events.path.is_file()
 
 
 def summarise_all(runs: list[RunFolder]) -> list[Summary]:

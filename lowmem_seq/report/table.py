@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -68,8 +68,13 @@ def _state(summary: Summary) -> str:
     return f"{summary['state']}" + ("" if left is None else f", about {format_seconds(left)} left")
 
 
+def data_name(summary: Summary) -> str:
+    """Return the name of what was trained on, without the folder it lies in, on whatever system that is."""
+    return PureWindowsPath(summary["data"] or "").name  # which knows both kinds of path
+
+
 def _data(summary: Summary) -> str:
-    name = Path(summary["data"] or NOT_KNOWN).name
+    name = data_name(summary) or NOT_KNOWN
     return name if not summary["classes"] else f"{name}, {len(summary['classes'])} classes"
 
 

@@ -1,1 +1,1 @@
-"""The run folder: its names, its lock, its events, and what it was made with."""
+"""The run folder: its names, its lock, its events and their words, and what it was made with."""

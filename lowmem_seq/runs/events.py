@@ -24,6 +24,8 @@ MOST_WAITING = 1000
 """Lines that wait for a full disk; then the oldest are dropped."""
 LONGEST_LINE_BYTES = 8 * 10**6
 """A confusion matrix of 1,000 classes takes about three of them."""
+LAST_SECOND = 2**35
+"""Times from here on, in the year 3058, are no times."""
 
 
 class EventLog:
@@ -106,6 +108,12 @@ class EventReader:
                 self._offset += len(line)
                 if begins and line != b"\n":
                     yield entry
+
+
+def time_of(event: Event, key: str = "time_unix_seconds") -> float | None:
+    """Return when an event was written, or another time that it tells, if it is one that a calendar knows."""
+    at = event.get(key)
+    return float(at) if isinstance(at, int | float) and 0 <= at < LAST_SECOND else None
 
 
 def _event_in(line: bytes) -> Event | None:

@@ -89,6 +89,9 @@ class Cluster:
                     f"its words are in {self._run.log_file}",
                 )
 
+    def wait(self) -> None:
+        """Nobody is waited for: each machine begins when it is ready."""
+
     def _begin(self) -> None:
         self._began = time.monotonic()
         self._hub = Child("lowmem_seq.cluster.hub", str(self._run.path), log=self._run.log_file)

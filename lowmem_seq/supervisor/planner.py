@@ -30,19 +30,19 @@ from lowmem_seq.memory.environment import (
 from lowmem_seq.memory.footprint import Facts, make_footprint
 from lowmem_seq.memory.limit import data_limit_bytes
 from lowmem_seq.memory.out_of_memory import died_for_memory
-from lowmem_seq.memory.plan import SHARE_OF_AVAILABLE, Means, Measurement, Plan, Setting, threads_each
+from lowmem_seq.memory.plan import LARGEST_AMOUNT, Means, Measurement, Plan, Setting, cap_in_force, threads_each
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT, GivenUp, Knowledge, Request, Unfit, key_of, recall, remember
 from lowmem_seq.memory.search import fitting, next_look
-from lowmem_seq.memory.seen import COMFORTABLE, SHARE_OF_BUDGET
+from lowmem_seq.memory.seen import COMFORTABLE, SHARE_OF_BUDGET, allowed_bytes
 from lowmem_seq.memory.space import SMALL_IMAGE, lstm_paths, make_space
 from lowmem_seq.memory.tree import ProcessTree
-from lowmem_seq.runs.environment import DECISIVE, describe_environment, planned_for
+from lowmem_seq.runs.environment import describe_environment, planned_for
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.runs.trackers import NO_TRACKER
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.screen import Screen
 from lowmem_seq.supervisor.signals import StopSignals
+from lowmem_seq.supervisor.subject import part_of, subject_of
 from lowmem_seq.units import format_bytes
 
 SECONDS_FOR_SMALL_IMAGES = 20.0
@@ -51,6 +51,8 @@ SHORTEST_CHILD_SECONDS = (4.0, 10.0)
 """A child that has less time left than this would hardly measure anything, for small and for large images."""
 CHILD_SAMPLE_SECONDS = 0.01
 """How often a child is looked at: while it loads, nothing but this look keeps it under the cap to the MB."""
+CHILD_MACHINE_SECONDS = 0.02
+"""How often the machine is looked at while a child measures: 106 us each (docs/results.md)."""
 CHILD_SEARCH_SECONDS = 0.25
 """How often it is searched for processes of its own: that takes milliseconds on Windows, where there is one."""
 SUPERVISOR_GROWTH_BYTES = 4 * 10**6
@@ -86,8 +88,11 @@ class Planner:
         self._cap_source: Any = "machine" if given is None else "given"
         self._membership, self._rank = read_membership(run), read_rank(run)
         neighbours = 1 if self._rank is None else self._rank.local_of
-        self._cap_bytes = given or int(self._reader.machine().available_bytes * SHARE_OF_AVAILABLE / neighbours)
+        self._machine = self._reader.machine()
+        self._cap_bytes = cap_in_force(given, self._machine.available_bytes, neighbours)
         self._own_bytes = self._reader.held_bytes(os.getpid()) + SUPERVISOR_GROWTH_BYTES
+        self._short_at_bytes = LARGEST_AMOUNT
+        """What a child held when the machine ran short."""
         self._set_others(None)
         self._cores = usable_cores(config.machine.threads, config.machine.background)
         self._allocators = usable_allocators()
@@ -95,6 +100,7 @@ class Planner:
         self._deadline = time.monotonic() + (SECONDS_FOR_SMALL_IMAGES if small else SECONDS_FOR_LARGE_IMAGES)
         self._shortest_child_seconds = SHORTEST_CHILD_SECONDS[0 if small else 1]
         self._known = Knowledge()
+        self._machine_looked_at = float("-inf")
         self._machine_was_short = False
 
     def _set_others(self, facts: Facts | None) -> None:
@@ -103,7 +109,8 @@ class Planner:
         hosts = self._membership is not None and self._membership.hosts
         hub = hub_bytes(facts.weights_bytes // FP32, has_momentum) if hosts and facts is not None else 0
         self._others_bytes = self._own_bytes + hub
-        self._budget_bytes = max(1, self._cap_bytes - self._others_bytes)
+        self._room_bytes = max(1, self._cap_bytes - self._others_bytes)
+        self._budget_bytes = min(self._room_bytes, self._short_at_bytes)
 
     def make(self, fresh: bool) -> Planned:
         """Measure what is not known yet, and choose.
@@ -148,13 +155,23 @@ class Planner:
                 if look is None:
                     return
                 means = look.means
-            before = known.to_json()
+            before = known.to_json(), self._budget_bytes
             self._run_child(means)
-            if known.to_json() == before:  # it had no time left, or the machine was short of memory
+            if (known.to_json(), self._budget_bytes) == before:  # no time was left, or no memory of the machine
                 return
 
     def _seconds_left(self) -> float:
         return self._deadline - time.monotonic()
+
+    def _has_a_choice(self) -> bool:
+        return bool(fitting(self._known, self._budget_bytes))
+
+    def _machine_is_short(self) -> bool:
+        """Return whether the machine has little memory left, as it was seen lately."""
+        now = time.monotonic()
+        if now - self._machine_looked_at >= CHILD_MACHINE_SECONDS:
+            self._machine_looked_at, self._machine = now, self._reader.machine()
+        return self._machine.is_short
 
     def _run_child(self, means: Means, only: Setting | None = None) -> None:
         """Have a child measure what is left to look at, or one setting only, and take in what it tells.
@@ -183,14 +200,15 @@ class Planner:
         tree = ProcessTree(child.process.pid, self._reader, seconds_between_searches=CHILD_SEARCH_SECONDS)
         under_way: Message | None = None
         short = too_large = False
+        held_at_the_end = 0
         loads = True  # its libraries and the model; then it bounds itself
         with self._stops.ending(child, at=1):
             for message in child.messages(CHILD_SAMPLE_SECONDS):
                 held = tree.held_bytes() + self._others_bytes
-                if held > self._cap_bytes and self._reader.machine().is_short:
-                    short = True
+                if not short and self._machine_is_short() and (held > self._cap_bytes or self._has_a_choice()):
+                    short, held_at_the_end = True, held
                     child.kill()
-                elif held > self._cap_bytes and only is None and loads:
+                elif held > self._cap_bytes and only is None and loads and not short:
                     too_large = True
                     child.kill()
                 if message is not None:
@@ -200,6 +218,8 @@ class Planner:
         self._stops.raise_if_any()
         if too_large:
             return
+        if short and self._has_a_choice():
+            self._give_way(held_at_the_end - self._others_bytes)
         self._machine_was_short = self._machine_was_short or short or child.was_killed(code)
         without_memory = code == DOES_NOT_FIT or child.ran_out_of_memory or child.was_killed(code)
         if code == 0 or short or (only is not None and without_memory):
@@ -214,6 +234,15 @@ class Planner:
         setting = Setting(**{one.name: under_way[one.name] for one in fields(Setting)})
         means = Means(**{one.name: under_way[one.name] for one in fields(Means)})
         self._known.unfit.append(Unfit(setting, means, self._budget_bytes))
+
+    def _give_way(self, held_bytes: int) -> None:
+        """Take what a child held when the machine ran short as what there is, if something measured is so small."""
+        if not self._machine_was_short:
+            event = self._run.events.append("planning_cut", available_bytes=self._machine.available_bytes)
+            self._screen.show(event)
+        less = min(held_bytes, allowed_bytes(self._budget_bytes))
+        if fitting(self._known, less):
+            self._short_at_bytes = self._budget_bytes = less
 
     def _count(self) -> int:
         return len(self._known.measured) + len(self._known.verified)
@@ -294,7 +323,7 @@ class Planner:
         best = fitting(known, self._budget_bytes)[0]
         environment = training_environment(self._cores, best.allocator)
         if facts.device == "mps" and facts.recommended_bytes:
-            environment |= mps_environment(self._budget_bytes, facts.recommended_bytes)
+            environment |= mps_environment(self._room_bytes - facts.libraries_bytes, facts.recommended_bytes)
         return Plan(
             device=facts.device,
             precision=facts.precision,
@@ -305,7 +334,7 @@ class Planner:
             cap_bytes=self._cap_bytes,
             cap_source=self._cap_source,
             others_bytes=self._others_bytes,
-            data_limit_bytes=data_limit(best, self._budget_bytes) if facts.device == "cpu" else None,
+            data_limit_bytes=data_limit(best, self._room_bytes) if facts.device == "cpu" else None,
             predicted_peak_bytes=best.peak_bytes + self._others_bytes,
             predicted_images_per_second=best.images_per_second,
             planned_for=planned_for(describe_environment()),
@@ -328,42 +357,6 @@ def data_limit(best: Measurement, budget_bytes: int, platform: str = sys.platfor
     if platform == "win32":
         return budget_bytes
     return data_limit_bytes(best.data_bytes, best.peak_bytes, budget_bytes) if best.data_bytes else None
-
-
-def subject_of(
-    run: RunFolder, config: RunConfig, cores: int, allocators: tuple[str, ...], company: str = ""
-) -> dict[str, Any]:
-    """Return all that a measurement depends on."""
-    described = describe_environment()
-    record = run.read_json(run.data_file) or {}
-    settings = config.to_settings()
-    return {
-        **{key: described[key] for key in (*DECISIVE, "memory_bytes")},
-        "cores": cores,
-        "allocators": allocators,
-        "device": config.machine.device,
-        "precision": config.machine.precision,
-        "lstm_path": config.machine.lstm_path,
-        "micro_batch": config.machine.micro_batch,
-        "model": settings["model"],
-        "augmentation": settings["augmentation"],
-        "average": config.recipe.ema_decay > 0,
-        "batch": config.recipe.effective_batch,
-        "image_size": config.data.image_size,
-        "data": record.get("fingerprint"),
-        "classes": config.data.classes,
-        "validation_fraction": config.data.validation_fraction,
-        **({company: True} if company else {}),
-        **({} if config.machine.log_with == NO_TRACKER else {"log_with": config.machine.log_with}),
-    }
-
-
-def part_of(run: RunFolder) -> Literal["", "rank", "member", "host"]:
-    """Return this process's part among several in the present session."""
-    if read_rank(run) is not None:
-        return "rank"
-    membership = read_membership(run)
-    return "" if membership is None else membership.role
 
 
 def make_plan(

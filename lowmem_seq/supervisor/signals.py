@@ -1,4 +1,4 @@
-"""The signals that ask a session to stop, heard from its first moment to its last."""
+"""What asks a session to stop, heard from its first moment to its last: signals, and the loss of another rank."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from lowmem_seq.channel import STOP_SIGNALS
+from lowmem_seq.errors import LowmemSeqError
 from lowmem_seq.supervisor.child import Child
 
 LOOK_SECONDS = 0.1
@@ -25,6 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.count = 0
+        self._loss: LowmemSeqError | None = None
         self._ending: tuple[Child, int] | None = None
         self._before: dict[int, Any] = {}
 
@@ -43,9 +45,15 @@ class StopSignals:
         self.count += 1
         self._end_child()
 
+    def end_by(self, loss: LowmemSeqError) -> None:
+        """End the child that is running, for what it does is of no use any more; any thread may say so."""
+        self._loss = loss
+        self._end_child()
+
     def _end_child(self) -> None:
-        if self._ending is not None and self.count >= self._ending[1]:
-            self._ending[0].kill()
+        ending = self._ending
+        if ending is not None and (self._loss is not None or self.count >= ending[1]):
+            ending[0].kill()
 
     @contextlib.contextmanager
     def ending(self, child: Child, at: int) -> Iterator[None]:
@@ -58,14 +66,16 @@ class StopSignals:
             self._ending = None
 
     def raise_if_any(self) -> None:
-        """Raise KeyboardInterrupt if a stop was asked for."""
+        """Raise KeyboardInterrupt if a stop was asked for, or the loss that ends the session."""
         if self.count:
             raise KeyboardInterrupt
+        if self._loss is not None:
+            raise self._loss
 
     def wait(self, seconds: float) -> None:
-        """Wait so long, or until a stop is asked for."""
+        """Wait so long, or until the session is to end."""
         until = time.monotonic() + seconds
-        while not self.count and (left := until - time.monotonic()) > 0:
+        while not self.count and self._loss is None and (left := until - time.monotonic()) > 0:
             time.sleep(min(LOOK_SECONDS, left))
 
 

@@ -15,7 +15,8 @@ from lowmem_seq.channel import START_ANEW, STOP_SIGNALS
 from lowmem_seq.errors import CapTooSmallError, DiskError, LowmemSeqError, RestartsExhaustedError, StoppedError
 from lowmem_seq.files import write_json
 from lowmem_seq.memory.out_of_memory import died_for_memory
-from lowmem_seq.memory.plan import Plan, plan_from_json, smaller, told_change
+from lowmem_seq.memory.plan import Plan, plan_from_json, smaller, told_change, within
+from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child, Message
 from lowmem_seq.supervisor.conditions import Hindrance
@@ -82,6 +83,7 @@ def train(
         if not laptop.wait(plan.cap_bytes, meanwhile, hindrance):
             run.events.append("session_ended", state="stopped", cause="asked for while the run was paused")
             return STOPPED
+        plan = fit_to_machine(run, plan, screen)
         ending = run_trainer(run, plan, screen, stops, laptop, meanwhile)
         if stops.count > 1 and ending.code not in (0, STOPPED):
             run.events.append("session_ended", state="crashed", cause="left at once on a second signal")
@@ -127,6 +129,23 @@ def train(
                 "session_ended", state="stopped", cause="asked for before the next trainer was started"
             )
             return STOPPED
+
+
+def fit_to_machine(run: RunFolder, plan: Plan, screen: Screen) -> Plan:
+    """Return the plan with a setting that the machine has memory for now, written down; the trainer grows back.
+
+    What a plan was measured for may be gone when a run goes on, or another one begins by what is remembered; the
+    machine would swap before the trainer's governor had its first look.
+    """
+    stored = run.read_json(run.plan_file)
+    plan = plan if stored is None else plan_from_json(stored)
+    machine = system_reader().machine()
+    less = within(plan, machine.available_bytes - machine.short_bytes)
+    if less.setting != plan.setting:
+        write_json(run.plan_file, less.to_json())
+        cause = f"only {format_bytes(machine.available_bytes)} are left on this machine"
+        screen.show(run.events.append("setting_changed", **told_change(plan.setting, less.setting), cause=cause))
+    return less
 
 
 def run_trainer(
@@ -211,13 +230,13 @@ def make_smaller(run: RunFolder, plan: Plan, ending: Ending) -> Plan:
     Where the setting itself needed too much, the run never grows back to it.
 
     Raises:
-        CapTooSmallError: it met the limit with the smallest setting there is.
+        CapTooSmallError: it met the limit with the smallest setting there is, before it could save anything.
     """
     stored = run.read_json(run.plan_file)
     plan = plan if stored is None else plan_from_json(stored)  # the trainer may have made it smaller already
     less = smaller(plan, at_any_rate=True)
     if less is None:
-        if not ending.plan_was_at_fault:
+        if ending.saved or not ending.plan_was_at_fault:
             return plan
         raise CapTooSmallError(
             f"{ending.cause}; that was with the smallest setting there is, under a cap of "

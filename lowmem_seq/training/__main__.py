@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from lowmem_seq.memory.out_of_memory import is_out_of_memory
 from lowmem_seq.memory.readings import peak_so_far, system_reader
 from lowmem_seq.runs.folder import RunFolder, open_run
 from lowmem_seq.training.shortage import StartAnew, leave, save_what_is_whole
+from lowmem_seq.training.watched import EXCHANGE
 
 if TYPE_CHECKING:  # torch is imported once the run is known to be one
     from lowmem_seq.training.loop import Training
@@ -99,9 +101,8 @@ def telling_others(world: Callable[[], World | None]) -> Iterator[None]:
 
 
 def world_is_open() -> bool:
-    """Whether this process is still one of a world: it then left before the others."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+    """Whether this process is still one of a world, or was about to be: it then left before the others."""
+    return any(thread.name == EXCHANGE for thread in threading.enumerate())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from lowmem_seq.errors import UsageError
+from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.runs.trackers import NO_TRACKER, is_installed
 
 Device = Literal["cpu", "mps", "cuda"]
@@ -93,6 +94,15 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: Device) ->
     if wanted == "auto":
         return "bf16" if bf16_pays(device) else "fp32"
     return wanted
+
+
+def give_back(device: Device) -> None:
+    """Have the caches of this process's allocators given back: on a GPU torch keeps a large one of its own."""
+    if device == "mps":
+        torch.mps.empty_cache()
+    elif device == "cuda":
+        torch.cuda.empty_cache()
+    system_reader().release()
 
 
 def make_accelerator(

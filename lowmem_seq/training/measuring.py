@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import statistics
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from lowmem_seq.memory.plan import TORCH_LSTM, Means, Measurement, Setting, thre
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.memory.remembered import DOES_NOT_FIT
 from lowmem_seq.memory.space import SMALL_IMAGE
+from lowmem_seq.training.device import give_back
 from lowmem_seq.training.evaluation import evaluate
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.workers import Range
@@ -36,7 +38,7 @@ FEWEST_TIMED = 3
 LONGEST_TIMED_SECONDS = 2.0
 """From here on, one more round says no more about speed."""
 TIMED_ROUNDS = 2
-"""Rounds that are timed at once at the least, where a step takes long; the second one adds to gradients."""
+"""Rounds that are timed at once where a step takes long, so that workers seldom wait for each other."""
 SAMPLE_SECONDS = 0.005
 FIRST_GAP_BYTES = 64 * 10**6
 """By how much the data segment passes what is resident at the peak of one worker: 51 to 68 MB for Small and
@@ -133,7 +135,7 @@ class Probe:
         training.workers.set_count(setting.workers)
         training.workers.set_recomputed_layers(setting.recomputed_layers)
         training.workers.set_lstm_path(lstm_path)
-        self._reader.release()  # what a setting before this one needed is not this one's
+        give_back(training.plan.device)  # what a setting before this one needed is not this one's
         left_behind = self._bound(setting.workers)
         with PeakSampler(self._budget_bytes, self._leave) as sampler:
             step_seconds = self._time_step(setting)
@@ -183,11 +185,12 @@ class Probe:
     def _time_step(self, setting: Setting) -> float:
         """Return the seconds of one optimizer step at a setting; where whole steps are long, rounds are timed."""
         ranges = cut(self._training.batch, setting.micro_batch)
-        rounds = timed = math.ceil(len(ranges) / setting.workers)
+        rounds = math.ceil(len(ranges) / setting.workers)
+        # the first round sets up kernels and memory: a fifth to a third slower than the next ones
+        seconds = _seconds(lambda: self._compute(ranges[: setting.workers]))
         if self._training.config.data.image_size > SMALL_IMAGE:
-            timed = min(rounds, TIMED_ROUNDS)
-        else:  # the first round sets up kernels, which is a small part of a long one
-            seconds = _seconds(lambda: self._compute(ranges[: setting.workers]))
+            timed = min(rounds, TIMED_ROUNDS if seconds < LONGEST_TIMED_SECONDS else 1)
+        else:
             timed = min(rounds, max(TIMED_ROUNDS, math.ceil(TIMED_SECONDS / FEWEST_TIMED / seconds)))
         unit = ranges[: timed * setting.workers]
         if ranges[-1] not in unit and _size(ranges[-1]) < setting.micro_batch:
@@ -195,8 +198,7 @@ class Probe:
         times: list[float] = []
         while sum(times) < LONGEST_TIMED_SECONDS and (len(times) < FEWEST_TIMED or sum(times) < TIMED_SECONDS):
             times.append(_seconds(lambda: self._compute(unit)))
-        middle = sorted(times)[len(times) // 2]
-        return middle * rounds / timed + _seconds(self._update)
+        return statistics.median_low(times) * rounds / timed + _seconds(self._update)
 
     def _compute(self, ranges: list[Range]) -> None:
         self._training.workers.run(ranges, self._training.forward_and_backward)

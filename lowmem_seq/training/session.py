@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from lowmem_seq import __version__
 from lowmem_seq.channel import Channel
 from lowmem_seq.checkpoint.manifest import Checkpoint
 from lowmem_seq.checkpoint.store import checkpoints_in
-from lowmem_seq.cluster.membership import machine_name, machine_of, read_membership
+from lowmem_seq.cluster.membership import machine_of, read_membership
 from lowmem_seq.cluster.rank import read_rank
-from lowmem_seq.cluster.roll_call import Hello
+from lowmem_seq.cluster.roll_call import hello_of
 from lowmem_seq.config import RunConfig
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.data.parts import Parts, open_parts
@@ -25,7 +25,7 @@ from lowmem_seq.memory.plan import Plan, plan_from_json
 from lowmem_seq.memory.readings import system_reader
 from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.training.device import make_accelerator
+from lowmem_seq.training.device import give_back, make_accelerator
 from lowmem_seq.training.initial import InitialWeights, take_initial_weights
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.ranks import Ranks
@@ -86,13 +86,9 @@ def find_world(run: RunFolder, plan: Plan, channel: Channel) -> World | None:
 
     config = run.config
     pack, parts = open_data(run, config)
-    channel.say({"event": "forming", "address": f"{rank.address}:{rank.port}", "ranks": rank.of})
-    hello = Hello(
-        machine=machine_name(),
-        program=__version__,
-        torch=str(torch.__version__).partition("+")[0],
-        experiment=config.experiment_hash(),
-        total_steps=config.total_steps(parts.train.size),
+    hello = replace(
+        hello_of(config),
+        length=f"{config.total_steps(parts.train.size)} steps",
         data=pack.fingerprint,
         device=plan.device,
         precision=plan.precision,
@@ -138,6 +134,7 @@ def open_training(
             plan.cap_bytes - plan.others_bytes,
             limit=limit,
             tell_peak=lambda peak_bytes: channel.say({"event": "peak", "bytes": peak_bytes}),
+            release=lambda: give_back(plan.device),
         )
     training = Training(run, config, plan, pack, parts, state, accelerator, channel, governor, ranks)
     training.initial = initial

@@ -71,9 +71,11 @@ def leave(
 
 def save_what_is_whole(training: Training, cause: BaseException) -> bool:
     """Save the last complete step if the state is whole; return whether it is safe on the disk."""
+    from lowmem_seq.training.device import give_back  # torch, which is there by now
+
     traceback.clear_frames(cause.__traceback__)  # they hold activations
     training.workers.clear_gradients()
-    system_reader().release()
+    give_back(training.plan.device)
     if not training.state.is_whole or not training.saver.keeps:
         return False
     try:

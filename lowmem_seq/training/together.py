@@ -20,8 +20,9 @@ import torch
 from lowmem_seq import __version__
 from lowmem_seq.checkpoint.manifest import Checkpoint
 from lowmem_seq.cluster.layout import Layout
-from lowmem_seq.cluster.member import Joined, Member, MemberSettings
+from lowmem_seq.cluster.member import Joined, Member
 from lowmem_seq.cluster.member_checkpoint import to_json
+from lowmem_seq.cluster.member_settings import MemberSettings
 from lowmem_seq.cluster.membership import Membership, cluster_folder
 from lowmem_seq.cluster.opening import STANDING, standing_of
 from lowmem_seq.cluster.serving import START_FILE

@@ -16,6 +16,7 @@ from lowmem_seq.checkpoint.codec import read_tensors_into
 from lowmem_seq.checkpoint.header import read_shapes
 from lowmem_seq.checkpoint.weights import UsableWeights
 from lowmem_seq.config import ModelConfig, validate
+from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.errors import DataError, NoCheckpointError, UsageError
 from lowmem_seq.models import ImageClassifier, build_model
 from lowmem_seq.runs.folder import RunFolder
@@ -74,9 +75,12 @@ def open_trained(run: RunFolder, weights: UsableWeights) -> TrainedModel:
         pack, parts = open_data(run, config)
     except DataError as error:
         source, side = shlex.quote(config.data.source), config.data.image_size
+        again = f"lowmem-seq data add {source} --image-size {side}   packs them again"
+        if source == HOST:
+            again = f"lowmem-seq resume {shlex.quote(str(run.path))} --join IP:PORT   fetches them again"
         raise DataError(
             f"the run is not finished, so its images say what its classes are: {error.message}",
-            f"lowmem-seq data add {source} --image-size {side}   packs them again",
+            again,
         ) from error
     model = make_model(config, len(parts.classes))
     read_tensors_into(dict(model.named_parameters()), weights.path, "weights")

@@ -17,6 +17,8 @@ from lowmem_seq.memory.out_of_memory import is_out_of_memory
 
 Result = TypeVar("Result")
 
+EXCHANGE = "exchange"
+"""The name of the thread that does them; it ends when all part, and not before."""
 LOOK_SECONDS = 0.5
 SECONDS_FOR_A_CAUSE = 3.0
 """How long to look for the reason of a broken connection: a rank that leaves has written it down, and one that was
@@ -34,7 +36,7 @@ class Watched:
         self._pulse = pulse
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=EXCHANGE, daemon=True)
         self._thread.start()
         pulse.start()
 
@@ -42,19 +44,27 @@ class Watched:
         while (call := self._calls.get()) is not None:
             self._ends.put(_outcome(call))
 
-    def do(self, exchange: Callable[[], Result]) -> Result:
+    def do(self, exchange: Callable[[], Result], within_seconds: float | None = None) -> Result:
         """Return what an exchange gives.
+
+        Args:
+            exchange: what is done together.
+            within_seconds: how long it may take although all are there; None: as long as it takes.
 
         Raises:
             RankLost: another rank has ended or is silent.
+            TimeoutError: it took too long.
             RuntimeError: there was no memory for it.
         """
         self._calls.put(exchange)
+        began = time.monotonic()
         while True:
             try:
                 result, error = self._ends.get(timeout=LOOK_SECONDS)
             except queue.Empty:
                 self._pulse.require_all()
+                if within_seconds is not None and time.monotonic() - began > within_seconds:
+                    raise TimeoutError from None
                 continue
             if error is None:
                 return result  # type: ignore[no-any-return]

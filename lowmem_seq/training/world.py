@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowmem_seq.checkpoint.counters import Counters
-from lowmem_seq.cluster.pulse import Pulse, tell_leaving
+from lowmem_seq.cluster.pulse import Pulse, Store, tell_leaving
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.roll_call import Hello, call_roll
 from lowmem_seq.cluster.shares import cuts, part_of, speeds_by_kind
@@ -68,7 +69,7 @@ class World:
         self._rank, self._hellos, self._store, self._watched = rank, hellos, store, watched
         self._buckets = Buckets(gradients, device)
         self._backend = "gloo" if gradients is None else "nccl"
-        kinds = [(one.machine, one.device, one.precision) for one in hellos]
+        kinds = [(one.machine, str(one.device), str(one.precision)) for one in hellos]
         self._speeds = speeds_by_kind(kinds, [one.images_per_second for one in hellos])
         self._steps = 0
 
@@ -170,10 +171,8 @@ class World:
         return Tally.from_vector(own)
 
     def leave(self, cause: str) -> None:
-        """Tell the others why this rank leaves before the end; a store that ends with it stands until they know."""
-        tell_leaving(self._store, self._rank.number, cause)
-        if self._rank.makes_the_store:
-            time.sleep(SECONDS_FOR_A_CAUSE)
+        """Tell the others why this rank leaves before the end."""
+        leave(self._rank, self._store, cause)
 
     def part(self) -> None:
         """Wait for all ranks at the end, and dissolve the world."""
@@ -205,24 +204,52 @@ def form_world(
     store = open_store(rank, within_seconds, stop_requested, makes=rank.makes_the_store)
     try:
         hellos = call_roll(rank, hello, store, within_seconds, stop_requested)
+        names = [one.name(number) for number, one in enumerate(hellos)]
+        ears = open_store(rank, within_seconds, stop_requested)
+        watched = Watched(Pulse(ears, rank.number, names, lost_after_seconds))
+        connect(rank, watched, store, within_seconds)
+        on_cuda = all(one.device == "cuda" for one in hellos)
+        group = watched.do(lambda: dist.new_group(backend="nccl")) if on_cuda else None
     except LowmemSeqError as error:
-        tell_leaving(store, rank.number, error.message)
+        leave(rank, store, error.message)
         raise
-    names = [one.name(number) for number, one in enumerate(hellos)]
-    ears = open_store(rank, within_seconds, stop_requested)
-    watched = Watched(Pulse(ears, rank.number, names, lost_after_seconds))
-    watched.do(
-        lambda: dist.init_process_group(
-            "gloo",
-            store=prefixed("world", store),
-            rank=rank.number,
-            world_size=rank.of,
-            timeout=NEVER,
-        )
-    )
-    on_cuda = all(one.device == "cuda" for one in hellos)
-    group = watched.do(lambda: dist.new_group(backend="nccl")) if on_cuda else None
     return World(rank, hellos, store, watched, group, torch.device("cuda" if on_cuda else "cpu"))
+
+
+def connect(rank: Rank, watched: Watched, store: Any, within_seconds: float) -> None:
+    """Have each rank connect to each other one.
+
+    Raises:
+        RankLost: another rank has ended or is silent.
+        ClusterError: all are there, and some can't reach each other: each listens at a port of its own.
+    """
+
+    def init() -> None:
+        dist.init_process_group(
+            "gloo", store=prefixed("world", store), rank=rank.number, world_size=rank.of, timeout=NEVER
+        )
+
+    try:
+        watched.do(init, within_seconds)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"all {rank.of} ranks have met at {rank.address}:{rank.port}, but can't all connect to each other "
+            f"within {within_seconds:.0f} s.",
+            "let every port through between these machines; where one has several networks, name the one between "
+            "them: export GLOO_SOCKET_IFNAME=eth0",
+        ) from error
+
+
+def leave(rank: Rank, store: Store, cause: str) -> None:
+    """Tell the others why a rank leaves before the end; a store that ends with it stands until they know.
+
+    An exchange that nobody joins any more may hold this process's line to the store, and would for ever.
+    """
+    telling = threading.Thread(target=tell_leaving, args=(store, rank.number, cause), daemon=True)
+    telling.start()
+    telling.join(SECONDS_FOR_A_CAUSE)
+    if rank.makes_the_store:
+        time.sleep(SECONDS_FOR_A_CAUSE)
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> None:

@@ -78,15 +78,8 @@ def test_a_process_beside_the_first_one_says_so_and_ends(
         ("train small --host --port 4000 --max-ram 6GB --run-dir x", "lowmem-seq train small --join 10.0.0.7:4000"),
         ("train small --host --port=4000 --max-ram=6GB", "lowmem-seq train small --join 10.0.0.7:4000"),
         ("--debug train small --seed 3 --host", "lowmem-seq --debug train small --seed 3 --join 10.0.0.7:4000"),
-        ("train small --data mnist --host", "lowmem-seq train small --data mnist --join 10.0.0.7:4000"),
-        (
-            "train small --data here.zip --host",
-            "lowmem-seq train small --data ITS_PLACE_THERE --join 10.0.0.7:4000",
-        ),
-        (
-            "train small --data=here.zip --host",
-            "lowmem-seq train small --data ITS_PLACE_THERE --join 10.0.0.7:4000",
-        ),
+        ("train small --data mnist --host", "lowmem-seq train small --join 10.0.0.7:4000"),
+        ("train small --data=here.zip --host", "lowmem-seq train small --join 10.0.0.7:4000"),
         (
             "train small --set recipe.beta1=0.8 --set machine.threads=1 --set=cluster.round=9s --host",
             "lowmem-seq train small --set recipe.beta1=0.8 --join 10.0.0.7:4000",
@@ -98,11 +91,7 @@ def test_a_process_beside_the_first_one_says_so_and_ends(
         ("resume runs/x --host --max-ram 6GB", "lowmem-seq resume ITS_RUN_DIR --join 10.0.0.7:4000"),
     ],
 )
-def test_the_other_machine_is_told_what_to_type(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, command: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here.zip").touch()
+def test_the_other_machine_is_told_what_to_type(words: str, command: str) -> None:
     assert join_command(words.split(), "10.0.0.7", 4000) == command
 
 

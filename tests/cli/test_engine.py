@@ -11,10 +11,13 @@ from rich.console import Console
 from lowmem_seq.cli import cluster as module
 from lowmem_seq.cli.cluster import Part, read_part
 from lowmem_seq.cli.engine import make_run_of_rank, open_run_of_rank, refuse_pauses, run_path_of
-from lowmem_seq.cli.screen import describe_ranks
+from lowmem_seq.cli.screen import SessionScreen
+from lowmem_seq.cluster.membership import take_part
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.surroundings import Surroundings
+from lowmem_seq.doctor import card
 from lowmem_seq.errors import ClusterError, UsageError
+from lowmem_seq.runs.folder import RunFolder
 from tests.builders import names, tiny_config
 from tests.cluster.builders import HERE, surroundings, told_by_accelerate, told_by_torchrun
 
@@ -29,10 +32,16 @@ def read(
     mode: str = "auto",
     join: str | None = None,
     console: Console | None = None,
+    cards: int = 0,
+    device: str = "auto",
+    run: RunFolder | None = None,
 ) -> Part | Rank | None:
+    """What a command takes itself for, on a machine with so many cards for CUDA."""
     monkeypatch.setattr(module, "look_around", lambda: around)
+    monkeypatch.setattr(card, "nvidia_cards", lambda: cards)
+    monkeypatch.setattr(card, "cuda_of", lambda _package: "13.0")
     monkeypatch.setattr(os, "environ", {"PATH": "/bin", **around.environment})
-    return read_part(False, None, join, console or Console(quiet=True), mode)[0]
+    return read_part(False, None, join, console or Console(quiet=True), mode, device, run)[0]
 
 
 def on_one(rank: int, **more: str) -> Surroundings:
@@ -47,6 +56,68 @@ def test_several_processes_of_one_machine_are_ranks(monkeypatch: pytest.MonkeyPa
     assert read(around, monkeypatch, mode) == wanted
     assert "RANK" not in os.environ  # of the planner's and the packer's worlds of one
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+ON_TWO = "torchrun --nnodes 2 -m lowmem_seq train tiny"
+ALONE = "accelerate launch --num_machines 2 --num_processes 2 --machine_rank 1 -m lowmem_seq train tiny"
+
+
+@pytest.mark.parametrize(
+    ("told", "command", "wanted"),
+    [
+        (told_by_torchrun(1), ON_TWO, Rank(1, 2, 0, 1, HERE, 29500, store_is_there=True)),
+        (told_by_accelerate("192.168.1.7"), ALONE, Rank(1, 2, 0, 1, "192.168.1.7", 29500)),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_machines_with_cards_for_cuda_and_without_a_join_code_are_ranks_if_their_network_is_fast(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], command: str, wanted: Rank
+) -> None:
+    around = surroundings(told, command)
+    assert read(around, monkeypatch, cards=1) == replace(wanted, needs_fast_network=True)
+    assert read(around, monkeypatch, "engine") == read(around, monkeypatch, "engine", cards=1) == wanted
+    with_code = surroundings({**told, "LOWMEM_SEQ_TOKEN": "7K3QF"}, command)
+    hidden = surroundings({**told, "CUDA_VISIBLE_DEVICES": "-1"}, command)
+    for laptop in (
+        read(around, monkeypatch, cards=0),
+        read(with_code, monkeypatch, cards=1),
+        read(hidden, monkeypatch, cards=1),
+        read(around, monkeypatch, cards=1, device="cpu"),
+        read(around, monkeypatch, "laptop", cards=1),
+    ):
+        assert isinstance(laptop, Part)
+
+
+def test_a_run_of_laptop_mode_is_not_taken_for_one_of_engine_mode(
+    monkeypatch: pytest.MonkeyPatch, run: RunFolder
+) -> None:
+    around = surroundings(told_by_torchrun(1), ON_TWO)
+    assert isinstance(read(around, monkeypatch, cards=1, run=run), Rank)
+    take_part(run, "member", HERE, 29500, "7K3QF")
+    assert isinstance(read(around, monkeypatch, cards=1, run=run), Part)
+
+
+def test_what_accelerate_starts_on_each_machine_is_a_world_only_if_one_was_asked_for_on_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ALONE.replace("--num_processes 2", "--num_processes 4")
+    with pytest.raises(ClusterError, match=r"4 processes were asked for \(--num_processes of accelerate launch\)"):
+        read(surroundings(told_by_accelerate("192.168.1.7"), command), monkeypatch, "engine")
+
+
+@pytest.mark.parametrize(
+    ("cards", "shown", "device", "noted"),
+    [(4, None, "auto", 4), (4, "0,2", "cuda", 2), (1, None, "auto", 0), (4, "", "auto", 0), (4, None, "cpu", 0)],
+)
+def test_one_process_on_a_machine_with_several_cards_says_how_all_are_used(
+    monkeypatch: pytest.MonkeyPatch, cards: int, shown: str | None, device: str, noted: int
+) -> None:
+    console = Console(record=True, width=200)
+    environment = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    assert read(surroundings(environment), monkeypatch, console=console, cards=cards, device=device) is None
+    said = console.export_text()
+    assert (f"torchrun --nproc_per_node {noted} -m lowmem_seq" in said) == bool(noted)
+    assert ("note" in said) == bool(noted)
 
 
 def test_in_laptop_mode_the_first_process_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +150,9 @@ def test_a_world_that_was_asked_for_and_not_formed_is_an_error(monkeypatch: pyte
     ) as told:
         read(around, monkeypatch, "engine")
     assert "torchrun --nproc_per_node 2" in told.value.hint
-    with pytest.raises(ClusterError, match="this one was started alone"):
-        read(surroundings(), monkeypatch, "engine")
+    with pytest.raises(ClusterError, match="this one was started alone") as told:
+        read(surroundings(), monkeypatch, "engine", cards=4)
+    assert told.value.hint.startswith("torchrun --nproc_per_node 4")
 
 
 def test_modes_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +219,11 @@ def test_on_another_machine_a_rank_goes_on_with_what_it_kept(tmp_path: Path) -> 
     assert [run.path for run in open_run_of_rank(path, SECOND)] == [made.path, made.path]
 
 
-def test_the_ranks_are_shown_with_their_parts_of_a_step() -> None:
-    rank = {"machine": "hp", "device": "cpu", "precision": "fp32", "images_per_second": 300.0, "samples": 96}
-    world = {
-        "backend": "gloo",
-        "ranks": [rank, {**rank, "machine": "mac", "images_per_second": 100.0, "samples": 32}],
-    }
-    assert describe_ranks(world).splitlines() == [
-        "ranks   0  hp   cpu, fp32, 300 images/s: 96 of 128 images a step (by gloo)",
-        "        1  mac  cpu, fp32, 100 images/s: 32 of 128 images a step",
-    ]
+def test_who_is_waited_for_is_shown(run: RunFolder) -> None:
+    console = Console(record=True, width=200)
+    screen = SessionScreen(console, run, run.config, quiet=False)
+    screen.show({"event": "waiting_for_ranks", "ranks": ["rank 1 (mac) prepares its images"]})
+    assert console.export_text() == "waiting: rank 1 (mac) prepares its images\n"
 
 
 @pytest.mark.parametrize("assignment", ["machine.pause_on_battery=true", "machine.only_between=22-7"])

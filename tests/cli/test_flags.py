@@ -14,6 +14,7 @@ from lowmem_seq.cluster.membership import take_part
 from lowmem_seq.cluster.rank import Rank
 from lowmem_seq.cluster.token import new_token, parse_token
 from lowmem_seq.config import RunConfig, load_preset, override, validate
+from lowmem_seq.data.catalogue import HOST
 from lowmem_seq.runs.folder import RunFolder, create_run, open_run
 from tests.cli.conftest import CommandLine
 from tests.cli.test_start import assert_refused
@@ -290,3 +291,94 @@ def test_a_token_is_printed_alone_for_a_shell_to_take(command_line: CommandLine)
     first, second = command_line("token"), command_line("token")
     assert first.code == 0
     assert parse_token(first.out.strip()).code == first.out.strip() != second.out.strip()
+
+
+JOINS = ("--join", "10.0.0.7")
+HOLDS = ("--host",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "source"),
+    [
+        ((*JOINS,), HOST),
+        ((*JOINS, "--data", "host"), HOST),
+        ((*JOINS, "--data", "gone.zip"), HOST),
+        ((*JOINS, "--data", "gone"), HOST),
+        ((*JOINS, "--data", "mnist"), "mnist"),
+        ((*JOINS, "--data", "photos"), "photos"),
+        ((*JOINS, "--data", "./host"), "host"),
+        ((*HOLDS,), "shapes"),
+        ((*HOLDS, "--data", "photos"), "photos"),
+        ((), "shapes"),
+    ],
+    ids=" ".join,
+)
+def test_a_machine_that_joins_takes_the_hosts_images_where_it_has_none_of_its_own(
+    command_line: CommandLine,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    source: str,
+) -> None:
+    monkeypatch.setenv("LOWMEM_SEQ_TOKEN", new_token().code)
+    for folder in ("photos", "host"):
+        (Path.cwd() / folder).mkdir()
+    own = str(Path.cwd() / source) if "--data" in flags and flags[-1] in ("photos", "./host") else source
+    ended = command_line("train", "tiny", *flags, "--run-dir", "here")
+    assert ended.code == 0, ended.err
+    assert sessions.started[0][1].data.source == open_run(Path("here")).config.data.source == own
+    assert ("is not on this machine: the host's images are taken" in ended.out) == ("gone" in "".join(flags))
+
+
+@pytest.mark.parametrize(
+    ("before", "flags", "source"),
+    [
+        ("mnist", JOINS, "mnist"),
+        ("/gone/photos", JOINS, HOST),
+        ("/gone/photos", (), "/gone/photos"),
+        ("host", JOINS, HOST),
+        ("host", (), HOST),
+        ("host", (*JOINS, "--data", "mnist"), "mnist"),
+        ("mnist", (*JOINS, "--data", "host"), HOST),
+    ],
+    ids=str,
+)
+def test_a_run_that_joins_again_takes_the_hosts_images_where_its_own_are_gone(
+    command_line: CommandLine,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    flags: tuple[str, ...],
+    source: str,
+) -> None:
+    monkeypatch.setenv("LOWMEM_SEQ_TOKEN", new_token().code)
+    create_run(Path("before"), preset(f"data.source={before}"))
+    ended = command_line("resume", "before", *flags)
+    assert ended.code == 0, ended.err
+    assert sessions.started[0][1].data.source == source
+
+
+@pytest.mark.parametrize("flags", [(), HOLDS], ids=str)
+@pytest.mark.parametrize("command", [("train",), ("train", "--dry-run"), ("plan",)], ids=" ".join)
+def test_the_images_of_a_host_are_refused_where_none_is_joined(
+    command_line: CommandLine, sessions: Sessions, command: tuple[str, ...], flags: tuple[str, ...]
+) -> None:
+    words = (*command[:1], "tiny", *command[1:], "--data", "host", *(flags if command[0] == "train" else ()))
+    assert_refused(command_line(*words), 2, "this one joins none", "--join IP:PORT")
+    assert sessions.started == []
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_ranks_that_their_launcher_starts_again_go_on_with_the_plan_that_they_made(
+    command_line: CommandLine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have become smaller where memory ran out; measured anew, it would be as before."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for words in (("train", "tiny", "--run-dir", "run"), ("resume", "run", "--micro-batch", "4")):
+        for attempt in ("0", "1"):
+            told = told_by_torchrun(0, machines=1, local=2, address="127.0.0.1")
+            for name, value in {**told, "TORCHELASTIC_RESTART_COUNT": attempt}.items():
+                monkeypatch.setenv(name, value)
+            assert command_line(*words).code == 0
+    assert all(isinstance(part, Rank) for part in sessions.parts)
+    assert [plan_anew for *_, plan_anew in sessions.started] == [True, False, True, False]

@@ -64,7 +64,7 @@ def test_every_flag_is_of_a_group(words: tuple[str, ...], command: Any) -> None:
 
 
 def test_no_line_of_the_list_of_commands_is_cut(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     out = command_line("--help").out
     for words, command in ALL:
         if len(words) == 1:

@@ -36,7 +36,7 @@ FOOTPRINT = Footprint(
     activations_bytes=568 * MB,
     supervisor_bytes=40 * MB,
 )
-MACHINE = MachineMemory(8000 * MB, 4000 * MB, 0)
+MACHINE = MachineMemory(8000 * MB, 4000 * MB)
 
 
 def a_plan(**changes: Any) -> Plan:
@@ -76,7 +76,7 @@ def test_a_plan_tells_all_that_is_to_be_expected() -> None:
     assert "1.00 GB at the peak, 80% of the cap of 1.25 GB" in said
     for told in (
         "cap 1.25 GB, given by --max-ram or the settings",
-        "machine 4.00 GB of 8.00 GB available now",
+        "machine 4.00 GB of 8.00 GB free now",
         "step micro-batch 16 x accumulation 4 x 2 workers, 128 images",
         "recomputed 3 of 7 layers in backward",
         "allocator lean: gives memory back at once, which takes time",
@@ -90,7 +90,7 @@ def test_a_plan_tells_all_that_is_to_be_expected() -> None:
 
 def test_a_cap_from_the_machine_says_so() -> None:
     said = " ".join(drawn(a_plan(cap_source="machine")).split())
-    assert "cap 1.25 GB, 70% of what is available; --max-ram gives another" in said
+    assert "cap 1.25 GB, 70% of what is free; --max-ram gives another" in said
 
 
 @pytest.mark.parametrize("coloured", [False, True])

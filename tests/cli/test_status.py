@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lowmem_seq.checkpoint.store import bytes_on_disk
+from lowmem_seq.cli.watch import in_a_line
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.files import write_text
 from lowmem_seq.report.status import read_status
@@ -22,6 +24,7 @@ from tests.cli.test_start import IMPORTED, assert_refused
 from tests.report.builders import (
     crash,
     finish,
+    form_world,
     pause,
     pause_for,
     record_memory,
@@ -56,7 +59,7 @@ def write_story(run: RunFolder) -> int:
     validate(run, 20, accuracy=0.612, seconds=20.0)
     restart(run, "the trainer was ended by SIGKILL, for want of memory")
     start_session(run, step=20, at=NOW - 600)
-    train_to(run, 40, loss=1.25, rate=4.0, at=NOW - 80)
+    train_to(run, 40, loss=1.25, rate=4.0, wall_seconds=1520.0, at=NOW - 80)
     saved = [save_step(run, step) for step in (20, 40)]
     save(run, 40, seconds=20.0, at=NOW - 75)
     record_memory(run, 612_000_000, 705_000_000, at=NOW - 7)
@@ -90,9 +93,10 @@ def test_a_run_that_runs_is_told_in_a_panel(
         "state      running, last event 7 s ago",
         "step       40 of 60 (67%), epoch 4 of 6",
         "━━━━━━━━━━━━━━━━━━━━━━━━━━╸",
+        "time       25 min 20 s so far",
         "time left  about 2 min 18 s",
         "learning   train loss 1.2500, last validation accuracy 61.20%",
-        "speed      4 images/s (most recent)",
+        "speed      4.0 images/s (most recent)",
         "RAM        612 MB now (seen 7 s ago), peak 705 MB, cap 1.00 GB",
         "saved      step 40, 1 min 15 s ago",
         "restarts   1; the last time the trainer was ended by SIGKILL, for want of",
@@ -161,6 +165,7 @@ def test_a_finished_run_tells_its_test(command_line: CommandLine, run: RunFolder
     finish(run)
     ended = command_line("status", str(run.path))
     assert row(ended, "test") == "accuracy 60.00%, loss 1.1000"
+    assert row(ended, "time") == "12 s"
     assert row(ended, "step") == "60 of 60 (100%), epoch 6 of 6"
 
 
@@ -169,6 +174,20 @@ def test_a_time_from_a_clock_that_was_ahead_is_no_negative_age(
 ) -> None:
     start_session(run, at=NOW + 3600)
     assert row(command_line("status", str(run.path)), "state").endswith("last event 0 s ago")
+
+
+def test_the_ranks_of_engine_mode_are_told_with_their_part_of_a_step(
+    command_line: CommandLine, run: RunFolder, present: None
+) -> None:
+    form_world(run, machine="h\x1b[2Jp")
+    start_session(run, at=NOW)
+    with run.locked():
+        ended = command_line("status", str(run.path))
+    first = "0 on h [2Jp: cpu, fp32, 300 images/s, 30 of 40 images a step"
+    assert row(ended, "ranks") == first
+    lines = lines_of(ended)
+    (at,) = [number for number, line in enumerate(lines) if line.endswith(first)]
+    assert lines[at + 1] == "1 on mac:    cpu, fp32, 100 images/s, 10 of 40 images a step"
 
 
 # What to type next.
@@ -213,7 +232,9 @@ def test_a_full_disk_asks_for_room(command_line: CommandLine, run: RunFolder, pr
     pause(run)
     with run.locked():
         ended = command_line("status", str(run.path))
-    assert "paused: the checkpoint of step 40: No space left on device; it" in ended.out
+    told = " ".join(ended.out.replace("│", " ").split())
+    assert "paused: the checkpoint of step 40 can't be written: No space left on device (5 B are free" in told
+    assert "it is tried again in 1 s, and as soon as there is more room" in told
     assert lines_of(ended)[-1] == "next: make room on that disk; the run goes on by itself"
 
 
@@ -323,6 +344,36 @@ def test_a_link_in_the_folder_is_refused(command_line: CommandLine, run: RunFold
     (tmp_path / "elsewhere").write_text("{}")
     (run.path / "events.jsonl").symlink_to(tmp_path / "elsewhere")
     assert_refused(command_line("status", str(run.path)), 2, "is a link", "cp -rL")
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures", "label", "told"),
+    [
+        ("memory", {"peak_tree_bytes": 5_000_000}, "RAM", "peak 5.00 MB"),
+        (
+            "memory",
+            {"tree_bytes": 3_000_000, "peak_tree_bytes": 5_000_000},
+            "RAM",
+            "3.00 MB now (seen 7 s ago), peak 5.00 MB",
+        ),
+        ("test", {"test_accuracy": 0.5}, "test", "accuracy 50.00%"),
+        ("test", {"test_loss": 1.0}, "test", "loss 1.0000"),
+    ],
+)
+def test_what_an_event_leaves_out_is_left_out(
+    command_line: CommandLine,
+    run: RunFolder,
+    present: None,
+    kind: str,
+    figures: dict[str, Any],
+    label: str,
+    told: str,
+) -> None:
+    start_session(run, at=NOW - 9)
+    tell(run, kind, at=NOW - 7, **figures)
+    with run.locked():
+        assert row(command_line("status", str(run.path)), label) == told
+        assert in_a_line(read_status(run)).startswith("running")
 
 
 # Starting light.

@@ -105,7 +105,8 @@ def test_the_screen_shows_how_the_run_stands_and_what_happened(run: RunFolder) -
         "61% of the cap",
         "▅▅▆▅ of the cap, over time",
         "the trainer was ended by SIGKILL; another one starts in 1 s",
-        "micro-batch 16 -> 8: memory is short",
+        "training went on after step 6, with micro-batch 16",
+        "computes smaller: micro-batch 16 -> 8 (memory is short)",
         "q ends watching, not the run",
     ):
         assert told in shown
@@ -145,7 +146,7 @@ def test_it_follows_the_run_and_ends_with_it(run: RunFolder) -> None:
     assert show_live(watched, console, one_after_the_other(*acts)) is False
     shown = said(console)
     assert "20 of 60" in shown
-    assert "paused: the checkpoint of step 40: No space left on device" in shown
+    assert "paused: the checkpoint of step 40 can't be written: No space left on device" in shown
     assert "finished" in shown
     assert "accuracy 60.00%" in shown
 
@@ -182,6 +183,7 @@ def test_without_a_terminal_there_is_a_line_a_minute_and_what_happens(
         "epoch 1: validation accuracy 75.00%",
         *["running"] * 3,
         "epoch 6: validation accuracy 50.00%",
+        "test accuracy 60.00%",
         "finished",
     ]
     assert "step 8 of 60 (13%), epoch 0.8 of 6" in lines[0]
@@ -248,7 +250,8 @@ def test_an_odd_event_among_those_that_are_only_told_does_not_end_it(run: RunFol
     tell(run, "setting_kept")
     tell(run, "refused", name=["x"])
     tell(run, "setting_changed", micro_batch=8)
-    assert list(Watched(run).happened) == []
+    tell(run, "config_changed", changes=[1])
+    assert [told.text for _, told in Watched(run).happened] == ["training began, with micro-batch 16"]
 
 
 def test_no_text_of_the_folder_reaches_the_terminal_as_a_command(run: RunFolder) -> None:

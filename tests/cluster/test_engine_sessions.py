@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import sys
 import time
@@ -127,6 +128,31 @@ def test_two_machines_keep_each_its_own_part_and_go_on_from_the_first_one_s(laun
     assert reported(launcher.run)["step"] == 80
     (formed, _) = events(launcher.run, "world_formed")
     assert [rank["samples"] for rank in formed["ranks"]] == [16, 16]
+
+
+@pytest.mark.slow
+def test_what_accelerate_starts_on_each_machine_are_ranks_where_that_is_asked_for(launcher: Launcher) -> None:
+    port = str(free_port())
+    machines = [
+        launcher.start(
+            *(
+                "accelerate.commands.accelerate_cli",
+                "launch",
+                "--cpu",
+                "--num_machines",
+                "2",
+                "--num_processes",
+                "2",
+            ),
+            *("--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port),
+            *(*OURS, "train", "tiny", *SETTINGS, "--run-dir", ("run", "there")[rank], "--mode", "engine"),
+        )
+        for rank in range(2)
+    ]
+    said = machines[0].ended(0)
+    machines[1].ended(0)
+    assert re.search(r"engine  2 processes have met: 2 on .*; the network between them carries [\d,]+ Mbit/s", said)
+    assert weights(launcher.run) == weights(launcher.run.parent / "there" / "ranks" / "rank-1")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")

@@ -9,7 +9,8 @@ import pytest
 
 from lowmem_seq.cluster.compression import CHUNK
 from lowmem_seq.cluster.layout import Floats, Layout
-from lowmem_seq.cluster.member import Member, MemberSettings
+from lowmem_seq.cluster.member import Member
+from lowmem_seq.cluster.member_settings import MemberSettings
 from lowmem_seq.cluster.messages import Refused
 from lowmem_seq.cluster.ranges import Range
 from lowmem_seq.cluster.token import Token

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from lowmem_seq.cluster.hub import Hub
 from lowmem_seq.cluster.hub_end import HubEnd
 from lowmem_seq.cluster.layout import Floats, Layout
-from lowmem_seq.cluster.member import Member, MemberSettings
+from lowmem_seq.cluster.member import Member
+from lowmem_seq.cluster.member_settings import MemberSettings
 from lowmem_seq.cluster.messages import Settings
 from lowmem_seq.cluster.ranges import Range, Ranges
 from lowmem_seq.cluster.serving import CLUSTER_FOLDER, START_FILE, Serving, write_serving

@@ -43,6 +43,9 @@ CLIENT_HEADERS = [
     b'{"format":1,"message":{"kind":"upload","encoding":"fp32","index":0,"count":1,"total_bytes":4,'
     b'"base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,"accepted":4480}},'
     b'"payloads":[{"bytes":4,"crc32":2896259690}]}',
+    b'{"format":1,"message":{"kind":"pack_wanted","data":null,"part":"description","index":0},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"pack_wanted","data":"0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f'
+    b'0f0f0f0f0f0f","part":"train.images","index":701},"payloads":[]}',
     b'{"format":1,"message":{"kind":"bye","reason":"stopped","text":"Ctrl+C"},"payloads":[]}',
     b'{"format":1,"message":{"kind":"probe","request":3,"want_bytes":262144},"payloads":[]}',
     b'{"format":1,"message":{"kind":"probe","request":4,"want_bytes":0},"payloads":[{"bytes":4,'
@@ -69,6 +72,8 @@ HUB_HEADERS = [
     b'"crc32":3426527113}]}',
     b'{"format":1,"message":{"kind":"ledger","base":{"cluster":"00c1a5be","branch":"b4a2c400","round":7,'
     b'"accepted":4480},"ledger":"{\\"format_version\\":1}"},"payloads":[]}',
+    b'{"format":1,"message":{"kind":"pack","data":"0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f"'
+    b',"part":"test.labels","index":0,"total_bytes":4},"payloads":[{"bytes":4,"crc32":871461106}]}',
     b'{"format":1,"message":{"kind":"upload_wanted","base":{"cluster":"00c1a5be","branch":"b4a2c400",'
     b'"round":7,"accepted":4480}},"payloads":[]}',
     b'{"format":1,"message":{"kind":"peers","round":7,"accepted":4480,'
@@ -117,7 +122,7 @@ def changed(header: bytes, **changes: Any) -> bytes:
 
 
 HELLO, BEAT, WANT, DELTA = CLIENT_HEADERS[:4]
-PROBE = CLIENT_HEADERS[9]
+PACK_WANTED, PROBE = CLIENT_HEADERS[9], CLIENT_HEADERS[11]
 FAULTS: list[tuple[bytes, str]] = [
     (b"", "the header can't be read: "),
     (b"GET / HTTP/1.1", "the header can't be read: "),
@@ -157,6 +162,11 @@ FAULTS: list[tuple[bytes, str]] = [
     (changed(DELTA, count=8), "the header can't be read: 7 bytes can't be in 8 pieces"),
     (changed(DELTA, total_bytes=2**33 + 1), "the header can't be read: "),
     (changed(DELTA, encoding="zip"), "the header can't be read: Invalid enum value 'zip'"),
+    (changed(PACK_WANTED, part="../../home"), "the header can't be read: Invalid enum value '../../home'"),
+    (changed(PACK_WANTED, part="pack.json"), "the header can't be read: Invalid enum value 'pack.json'"),
+    (changed(PACK_WANTED, data="../0f0f0f0f0f0f"), "the header can't be read: "),
+    (changed(PACK_WANTED, index=-1), "the header can't be read: "),
+    (changed(PACK_WANTED, index=2**31), "the header can't be read: "),
     (changed(PROBE, want_bytes=MOST_PAYLOAD_BYTES + 1), "the header can't be read: Expected `int` <= 262144"),
     (WANT + b" " * MOST_HEADER_BYTES, "a header has at most 65,536 bytes, this one "),
 ]
@@ -194,7 +204,7 @@ def test_payloads_must_be_what_the_header_says() -> None:
             "a message of the kind Leased comes without payloads",
         ),
         (
-            [changed(HUB_HEADERS[10], payloads=[{"bytes": 0, "crc32": 0}] * 2), b"", b""],
+            [changed(HUB_HEADERS[11], payloads=[{"bytes": 0, "crc32": 0}] * 2), b"", b""],
             "a message of the kind Probed comes with one payload at the most",
         ),
         ([changed(frames[0], payloads=[{"bytes": 2**40, "crc32": 0}]), b""], "the header can't be read: "),

@@ -6,15 +6,15 @@ import pytest
 
 from lowmem_seq.cluster.pulse import Pulse, RankLost, tell_leaving
 from tests.cluster.clocks import Clock
-from tests.cluster.stores import Table
+from tests.cluster.stores import LosableTable
 
 NAMES = ("rank 0 (hp)", "rank 1 (hp)", "rank 2 (mac)")
 LOST_AFTER = 20.0
 
 
 @pytest.fixture
-def store() -> Table:
-    return Table()
+def store() -> LosableTable:
+    return LosableTable()
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pulses(store: Table, clock: Clock) -> list[Pulse]:
+def pulses(store: LosableTable, clock: Clock) -> list[Pulse]:
     return [Pulse(store, number, NAMES, LOST_AFTER, clock) for number in range(len(NAMES))]
 
 
@@ -49,7 +49,7 @@ def test_a_rank_that_is_silent_is_named(pulses: list[Pulse], clock: Clock) -> No
     assert pulses[0].quietest() == pulses[2].quietest() == NAMES[1]
 
 
-def test_a_rank_that_leaves_says_why(pulses: list[Pulse], store: Table) -> None:
+def test_a_rank_that_leaves_says_why(pulses: list[Pulse], store: LosableTable) -> None:
     tell_leaving(store, 2, "the disk is full")
     pulses[0].beat()
     with pytest.raises(RankLost, match=r"rank 2 \(mac\) has ended: the disk is full"):
@@ -58,7 +58,7 @@ def test_a_rank_that_leaves_says_why(pulses: list[Pulse], store: Table) -> None:
     pulses[2].require_all()
 
 
-def test_a_store_that_is_gone_is_noticed(store: Table, clock: Clock) -> None:
+def test_a_store_that_is_gone_is_noticed(store: LosableTable, clock: Clock) -> None:
     pulse = Pulse(store, 1, NAMES, LOST_AFTER, clock)
     store.is_gone = True
     pulse.start()
@@ -75,3 +75,13 @@ def test_a_store_that_does_not_answer_is_noticed(pulses: list[Pulse], clock: Clo
     clock.now += LOST_AFTER + 1  # the thread waits for an answer
     with pytest.raises(RankLost, match="is silent"):
         pulses[1].require_all()
+
+
+def test_who_asked_to_be_told_hears_of_a_loss_once(store: LosableTable) -> None:
+    losses: list[RankLost] = []
+    pulse = Pulse(store, 0, NAMES, LOST_AFTER, lost=losses.append)
+    tell_leaving(store, 1, "its images are gone")
+    pulse.start()
+    while pulse.is_beating:
+        time.sleep(0.001)
+    assert [loss.message for loss in losses] == ["rank 1 (hp) has ended: its images are gone"]

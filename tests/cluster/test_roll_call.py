@@ -8,11 +8,12 @@ import pytest
 
 from lowmem_seq.cluster.pulse import tell_leaving
 from lowmem_seq.cluster.rank import Rank
-from lowmem_seq.cluster.roll_call import COMPARED, Hello, call_roll
+from lowmem_seq.cluster.roll_call import COMPARED, Hello, call_roll, hello_of
+from lowmem_seq.cluster.table import Table
 from lowmem_seq.errors import ClusterError, StoppedError
-from tests.cluster.stores import Table
+from tests.builders import tiny_config
 
-HELLO = Hello("hp", "0.1", "2.13.0", "ab" * 32, 60, "cd" * 32, "cpu", "fp32", 100.0)
+HELLO = Hello("hp", "0.1", "2.13.0", "ab" * 32, "60 steps", "cd" * 32, "cpu", "fp32", 100.0)
 
 
 def rank(number: int, of: int = 2) -> Rank:
@@ -33,19 +34,45 @@ def called(store: Table, hellos: list[Hello]) -> list[Any]:
 
 
 def test_all_ranks_hear_all() -> None:
-    hellos = [HELLO, replace(HELLO, machine="mac", device="cuda", precision="bf16", images_per_second=300.0), HELLO]
+    hellos = [HELLO, replace(HELLO, machine="mac", precision="bf16", images_per_second=300.0), HELLO]
     assert called(Table(), hellos) == [hellos] * 3
     assert hellos[1].name(1) == "rank 1 (mac)"
 
 
 @pytest.mark.parametrize("field", COMPARED)
 def test_a_rank_that_would_train_something_else_is_named_on_all(field: str) -> None:
-    changed: dict[str, Any] = {"machine": "mac", field: 7 if field == "total_steps" else "another"}
+    changed: dict[str, Any] = {"machine": "mac", field: "another"}
     other = replace(HELLO, **changed)
     for error in called(Table(), [HELLO, other]):
         assert isinstance(error, ClusterError)
-        assert f"rank 1 (mac) has another {field.replace('_', ' ')} than rank 0 (hp)" in error.message
+        assert f"rank 1 (mac) has another {field} than rank 0 (hp): another, and not " in error.message
         assert error.hint == COMPARED[field]
+
+
+def test_what_is_not_known_yet_is_not_compared() -> None:
+    early = replace(HELLO, data=None, device=None, precision=None)
+    assert called(Table(), [HELLO, early]) == [[HELLO, early]] * 2
+
+
+def test_what_is_said_of_a_run_before_its_images_are_known() -> None:
+    config = tiny_config("steps=7")
+    hello = hello_of(config)
+    assert (hello.experiment, hello.length, hello.data, hello.device) == (
+        config.experiment_hash(),
+        "7 steps",
+        None,
+        None,
+    )
+    assert hello_of(tiny_config("recipe.epochs=3")).length == "3 epochs"
+
+
+def test_two_processes_with_one_number_are_told() -> None:
+    store = Table()
+    with pytest.raises(ClusterError, match="did not come"):
+        call_roll(rank(1), HELLO, store, 0.1, lambda: False)
+    with pytest.raises(ClusterError, match=r"two processes say that they are rank 1 of 2\.") as told:
+        call_roll(rank(1), HELLO, store, 0.1, lambda: False)
+    assert "--machine_rank" in told.value.hint
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:
@@ -53,11 +80,15 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         call_roll(rank(0, of=3), HELLO, Table(), 0.2, lambda: False)
 
 
-def test_a_rank_that_has_ended_already_is_not_waited_for() -> None:
+@pytest.mark.parametrize("came", [False, True])
+def test_where_a_rank_has_ended_nobody_is_waited_for(came: bool) -> None:
     store = Table()
+    if came:
+        with pytest.raises(ClusterError, match="did not come"):
+            call_roll(rank(1, of=3), HELLO, store, 0.1, lambda: False)
     tell_leaving(store, 1, "its disk is full")
     with pytest.raises(ClusterError, match="rank 1 has ended: its disk is full"):
-        call_roll(rank(0), HELLO, store, 60.0, lambda: False)
+        call_roll(rank(0, of=3), HELLO, store, 60.0, lambda: False)
 
 
 def test_a_stop_is_heard_while_others_are_waited_for() -> None:

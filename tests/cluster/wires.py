@@ -25,6 +25,8 @@ from lowmem_seq.cluster.messages import (
     Leased,
     LedgerTold,
     Merged,
+    PackPiece,
+    PackWanted,
     Peer,
     Peers,
     Probe,
@@ -47,6 +49,7 @@ SECONDS_TO_ARRIVE = 20.0
 TOKEN = Token(0x2_0123_4567_89AB_CDEF_0123_4567_89AB_CDEF)
 KEY = "00112233445566778899aabbccddeeff"
 MACHINE = machine_id(KEY)
+PACK = "0f" * 32
 BASE = Base("00c1a5be", "b4a2c400", 7, 4480)
 PEER = Peer(MACHINE, "MacBook Büro", "mps", "fp32", 128, 812.5, 2560, "training")
 
@@ -84,6 +87,8 @@ FROM_CLIENT: list[tuple[FromClient, tuple[bytes, ...]]] = [
     (WeightsWanted(None, "average", 29), ()),
     (LedgerTold(BASE, '{"format_version":1}'), ()),
     (UploadPiece("fp32", 0, 1, 4, BASE), (b"\x00\x00\x80\x3f",)),
+    (PackWanted(None, "description", 0), ()),
+    (PackWanted(PACK, "train.images", 701), ()),
     (Bye("stopped", "Ctrl+C"), ()),
     (Probe(3, 262_144), ()),
     (Probe(4, 0), (b"\x00\x00\x80\x3f",)),
@@ -101,6 +106,7 @@ FROM_HUB: list[tuple[FromHub, tuple[bytes, ...]]] = [
     (weights(0, 2, 4), (b"\x00\x00\x80\x3f",)),
     (UpdatePiece("bf16", 0, 1, 2, 6, BASE, (Merged(MACHINE, 5, 1280),)), (b"\x80\x3f",)),
     (LedgerTold(BASE, '{"format_version":1}'), ()),
+    (PackPiece(PACK, "test.labels", 0, 4), (b"\x03\x00\x00\x00",)),
     (UploadWanted(BASE), ()),
     (Peers(7, 4480, (PEER,)), ()),
     (Finished(BASE), ()),

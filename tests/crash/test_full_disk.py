@@ -84,7 +84,7 @@ def test_a_run_on_a_full_disk_pauses_and_goes_on_when_there_is_room(undisturbed:
             fill_until_it_pauses(session, run)
             step = newest_whole(run) + EVERY
             assert f"warning: paused: the checkpoint of step {step} can't be written: " in session.said
-            assert f"free on {run}); what was saved before stands; next try in" in session.said
+            assert "are free on its disk); what was saved before stands; it is tried again in" in session.said
             assert session.process.poll() is None
             (disk / "filler").unlink()
             said = session.ended(0)

@@ -177,6 +177,15 @@ def test_what_a_source_can_be(photos: Path, tmp_path: Path, monkeypatch: pytest.
     assert isinstance(find_dataset("./shapes"), ImageFolder)
 
 
+def test_the_images_of_a_host_can_only_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "host").mkdir()
+    with pytest.raises(DataError, match="only a run that joins it can fetch") as caught:
+        find_dataset("host")
+    assert "--data PATH" in caught.value.hint
+    assert isinstance(find_dataset("./host"), ImageFolder)
+
+
 def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'cifar-10'") as misspelt:
         find_dataset("cifar-10")
@@ -190,6 +199,21 @@ def test_sources_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"x")
     with pytest.raises(DataError, match="neither a folder nor a zip"):
         find_dataset(str(tmp_path / "a.tar.gz"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("photo", "photos"), ("holdiay.zip", "holiday.zip"), ("x/phtos", "x/photos")]
+)
+def test_a_folder_or_zip_that_is_nearly_named_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    for folder in ("photos", "x/photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "holiday.zip").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((UsageError, DataError)) as refused:
+        find_dataset(typed)
+    assert refused.value.hint.startswith(f"did you mean {str(Path(meant))!r}?")
 
 
 def test_a_broken_note_is_as_good_as_none(photos: Path) -> None:

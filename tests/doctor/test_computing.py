@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lowmem_seq.doctor.canaries import Outcome
-from lowmem_seq.doctor.computing import JUDGES, MOST_GROWTH_BYTES, NAMES, check_computing
+from lowmem_seq.doctor.computing import JUDGES, MOST_GROWTH_BYTES, NAMES, REINSTALL, check_computing
 from lowmem_seq.training.canaries import CANARIES
 from tests.doctor.builders import the_only, tried, verdicts
 
@@ -30,7 +30,7 @@ ABSENT = [Outcome("cuda", {"is_there": False}), Outcome("mps", {"is_there": Fals
 
 
 def judged(name: str, /, **facts: Any) -> tuple[str, str]:
-    finding = the_only([JUDGES[name](Outcome(name, facts))])
+    finding = the_only([JUDGES[name](Outcome(name, facts), REINSTALL)])
     return finding.verdict, f"{finding.told} {finding.fix}"
 
 
@@ -40,7 +40,7 @@ def test_every_canary_that_is_asked_for_is_there_and_judged() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_crash_of_any_canary_fails_and_says_what_ended_it(name: str) -> None:
-    finding = the_only([JUDGES[name](Outcome(name, trouble="its process was ended by SIGILL"))])
+    finding = the_only([JUDGES[name](Outcome(name, trouble="its process was ended by SIGILL"), REINSTALL)])
     assert finding.verdict == "fail"
     assert "SIGILL" in finding.told
 
@@ -123,6 +123,12 @@ def test_without_torch_nothing_else_is_said() -> None:
     finding = the_only(check_computing(False, tried(broken, Outcome("lstm", trouble="ImportError"))))
     assert (finding.check, finding.verdict) == ("torch", "fail")
     assert "importing it failed: ImportError: libtorch_cpu.so" in finding.told
+
+
+def test_torch_is_installed_anew_as_it_is_installed_here() -> None:
+    broken = tried(Outcome("torch", trouble="ImportError"))
+    finding = the_only(check_computing(False, broken, reinstall="pip install it --index-url HERE"))
+    assert finding.fix.startswith("pip install it --index-url HERE\n")
 
 
 def test_gpus_that_are_not_there_are_not_spoken_of() -> None:

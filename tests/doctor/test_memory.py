@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lowmem_seq.doctor.canaries import Outcome
-from lowmem_seq.doctor.memory import check_cap, check_free, check_group, check_swap
+from lowmem_seq.doctor.memory import check_cap, check_free, check_group, check_swap, read_swap
 from lowmem_seq.memory.cgroups import GroupMemory
 from lowmem_seq.memory.readings import MachineMemory
 from tests.doctor.builders import the_only, tried
 
 GB = 10**9
-LAPTOP = MachineMemory(8 * GB, 4 * GB, swap_used_bytes=0)
+LAPTOP = MachineMemory(8 * GB, 4 * GB)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ LAPTOP = MachineMemory(8 * GB, 4 * GB, swap_used_bytes=0)
     ],
 )
 def test_too_little_free_memory_is_told(available_bytes: int, verdict: str, words: str) -> None:
-    finding = the_only(check_free(MachineMemory(8 * GB, available_bytes, 0)))
+    finding = the_only(check_free(MachineMemory(8 * GB, available_bytes)))
     assert (finding.verdict, finding.told) == (verdict, words)
 
 
@@ -43,8 +44,18 @@ def test_too_little_free_memory_is_told(available_bytes: int, verdict: str, word
 def test_swap_that_is_missing_on_a_small_machine_or_much_used_is_told(
     total_bytes: int, swap_bytes: int, used_bytes: int, platform: str, verdict: str
 ) -> None:
-    memory = MachineMemory(total_bytes, GB, used_bytes)
-    assert the_only(check_swap(memory, swap_bytes, platform)).verdict == verdict
+    memory = MachineMemory(total_bytes, GB)
+    assert the_only(check_swap(memory, (swap_bytes, used_bytes), platform)).verdict == verdict
+
+
+def test_swap_that_is_not_told_is_no_defect() -> None:
+    def refuses() -> None:
+        raise RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+
+    assert read_swap(SimpleNamespace(swap_memory=refuses)) is None
+    assert read_swap(SimpleNamespace(swap_memory=lambda: SimpleNamespace(total=7, used=5))) == (7, 5)
+    finding = the_only(check_swap(LAPTOP, None))
+    assert (finding.verdict, finding.told.split(":")[0]) == ("note", "not known")
 
 
 def test_a_group_that_allows_too_little_fails() -> None:

@@ -168,6 +168,8 @@ def test_the_fastest_answer_tells_the_host_s_clock(hub: ServedHub) -> None:
         ({"round_trip_seconds": 0.4}, "round trip", "note", "400 ms (median)"),
         ({}, "speed", "pass", "24 Mbit/s to the host, 32 Mbit/s from it: a round of Small"),
         ({"up_bytes_per_second": 3e7, "down_bytes_per_second": 3e7}, "speed", "pass", "takes less than a second"),
+        ({}, "speed", "pass", "; CIFAR-10's images (185 MB), if they are to be fetched, 46 s"),
+        ({"down_bytes_per_second": 1e8}, "speed", "pass", "if they are to be fetched, 7 s"),
         ({"up_bytes_per_second": 2e5}, "speed", "note", "takes 1 min 16 s, and there is one every 1 min 00 s"),
         ({"up_bytes_per_second": None, "down_bytes_per_second": None}, "speed", "note", "not measured"),
         ({}, "clocks", "pass", "they agree to 0.01 s"),

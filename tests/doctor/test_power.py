@@ -33,6 +33,18 @@ class FakePower:
         return self._heat
 
 
+class FakeWakefulness:
+    def __init__(self, by: str | None = None) -> None:
+        self._by, self.is_held = by, False
+
+    def hold(self) -> str | None:
+        self.is_held = self._by is not None
+        return self._by
+
+    def let_go(self) -> None:
+        self.is_held = False
+
+
 class Answers:
     """Programs of a system, by the words that they are asked with."""
 
@@ -48,7 +60,7 @@ class Answers:
     ("sleep", "verdict", "words"),
     [
         (Sleep(900, 300), "note", "after 15 min 00 s plugged in and after 5 min 00 s on battery"),
-        (Sleep(0, 300), "note", "when nobody types, after 5 min 00 s on battery; a run stands still"),
+        (Sleep(0, 300), "note", "when nobody types, after 5 min 00 s on battery; a run can't keep it awake ("),
         (Sleep(0, 0), "pass", "stays awake"),
         (Sleep(0, None), "pass", "stays awake"),
         (Sleep(), "pass", "does not say"),
@@ -57,23 +69,34 @@ class Answers:
 def test_a_machine_that_falls_asleep_is_told_with_what_keeps_it_awake(
     sleep: Sleep, verdict: str, words: str
 ) -> None:
-    finding = the_only(check_sleep(FakePower(sleep)))
+    finding = the_only(check_sleep(FakePower(sleep), FakeWakefulness()))
     assert finding.verdict == verdict
     assert words in finding.told
     assert finding.fix == ("stay-awake COMMAND" if verdict == "note" else "")
 
 
+def test_a_machine_that_a_run_keeps_awake_has_nothing_to_mend() -> None:
+    wakefulness = FakeWakefulness("caffeinate")
+    finding = the_only(check_sleep(FakePower(Sleep(900, 300)), wakefulness))
+    assert finding.verdict == "pass"
+    assert "on battery; a run that trains keeps it awake (caffeinate)" in finding.told
+    assert not wakefulness.is_held
+
+
 def test_what_closing_the_lid_does_is_told() -> None:
-    assert verdicts(check_sleep(FakePower(Sleep(0, 0, True)))) == [("sleep", "pass"), ("lid", "pass")]
+    assert verdicts(check_sleep(FakePower(Sleep(0, 0, True)), FakeWakefulness())) == [
+        ("sleep", "pass"),
+        ("lid", "pass"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("battery", "verdict", "words"),
     [
         (None, "pass", "none"),
-        (Battery(80.0, True), "pass", "plugged in, 80 %"),
-        (Battery(80.0, None), "pass", "80 %"),
-        (Battery(43.2, False), "note", "on battery, 43 % left"),
+        (Battery(80.0, True), "pass", "plugged in, 80%"),
+        (Battery(80.0, None), "pass", "80%"),
+        (Battery(43.2, False), "note", "on battery, 43% left"),
     ],
 )
 def test_a_machine_on_its_battery_is_told(battery: Battery | None, verdict: str, words: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lowmem_seq.doctor.card import has_nvidia_card
+from lowmem_seq.doctor.card import has_nvidia_card, nvidia_cards, shown_cards
 from lowmem_seq.doctor.software import (
+    CPU_INDEX,
     Build,
     Interpreter,
     build_of,
@@ -17,6 +18,7 @@ from lowmem_seq.doctor.software import (
     check_python,
     check_torch_build,
     check_torchvision,
+    from_cpu_index,
     read_build,
     requirements_of,
     this_python,
@@ -58,11 +60,39 @@ def test_packages_that_fit_pass_and_those_of_extras_and_other_systems_are_not_as
     assert (finding.verdict, finding.figures["versions"]) == ("pass", versions)
 
 
-def test_packages_that_are_missing_or_too_new_fail_and_one_command_mends_them() -> None:
+def test_packages_that_are_missing_or_too_new_fail_with_what_mends_them() -> None:
     finding = the_only(check_packages(WANTED, {"typer": "0.29.0"}.get))
     assert finding.verdict == "fail"
     assert "torch is missing (>=2.6 is needed); typer 0.29.0 (<0.29,>=0.15 is needed)" in finding.told
-    assert finding.fix == 'pip install --upgrade "torch>=2.6" "typer<0.29,>=0.15"'
+    assert finding.fix == 'pip install --upgrade "torch>=2.6"\npip install --upgrade "typer<0.29,>=0.15"'
+
+
+def test_torch_comes_from_its_own_index_and_the_rest_from_the_usual_one() -> None:
+    index = from_cpu_index(has_card=False, platform="linux")
+    finding = the_only(check_packages(WANTED, lambda _: None, index))
+    assert finding.fix.splitlines() == [
+        f'pip install --upgrade "torch>=2.6" --index-url {CPU_INDEX}',
+        'pip install --upgrade "typer<0.29,>=0.15"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("has_card", "platform", "is_needed"),
+    [(False, "linux", True), (True, "linux", False), (False, "darwin", False)],
+)
+def test_only_linux_without_a_card_needs_torch_s_own_index(has_card: bool, platform: str, is_needed: bool) -> None:
+    assert (CPU_INDEX in from_cpu_index(has_card, platform)) is is_needed
+    assert (CPU_INDEX in the_only(check_torch_build(None, has_card, platform)).fix) is is_needed
+
+
+@pytest.mark.parametrize("torchvision", [None, Build("0.21.0", None), Build("0.28.0+cu130", "13.0")])
+def test_no_way_to_mend_torchvision_brings_cuda_where_torch_has_none(torchvision: Build | None) -> None:
+    wanted = "==2.6.0" if torchvision == Build("0.21.0", None) else "==2.13.0"
+    assert the_only(check_torchvision(ON_CPU, torchvision, wanted, "linux")).fix.endswith(
+        f" --index-url {CPU_INDEX}"
+    )
+    beside_cuda = check_torchvision(FOR_CUDA, Build("0.21.0", None), "==2.6.0", "linux")
+    assert "--index-url" not in the_only(beside_cuda).fix
 
 
 def test_a_program_that_runs_from_its_sources_can_t_say_what_it_needs() -> None:
@@ -109,7 +139,7 @@ def test_a_build_that_fits_the_machine_passes() -> None:
 
 
 def test_without_torch_nothing_is_said_of_torchvision() -> None:
-    assert the_only(check_torch_build(None, has_card=False)).fix == "pip install torch torchvision"
+    assert the_only(check_torch_build(None, has_card=True)).fix == "pip install torch torchvision"
     assert list(check_torchvision(None, ON_CPU, None)) == []
 
 
@@ -166,6 +196,18 @@ def test_an_nvidia_card_is_found_among_the_devices_of_linux(tmp_path: Path) -> N
     assert not has_nvidia_card("linux", tmp_path)
     pci_device(tmp_path, "0x10de", "0x030200")
     assert has_nvidia_card("linux", tmp_path)
+
+
+def test_cards_are_counted_and_only_those_that_cuda_shows_count(tmp_path: Path) -> None:
+    for number, kind in enumerate(("0x030200", "0x030200", "0x040300")):  # the last one is a card's sound
+        device = tmp_path / f"sys/bus/pci/devices/{number}"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x10de\n", encoding="ascii")
+        (device / "class").write_text(f"{kind}\n", encoding="ascii")
+    assert nvidia_cards("linux", tmp_path) == 2
+    shown = {None: 2, "": 0, "-1": 0, "1": 1, "1, 0": 2, "0,-1,1": 1, "GPU-8932": 1}
+    for text, count in shown.items():
+        assert shown_cards({} if text is None else {"CUDA_VISIBLE_DEVICES": text}, 2) == count
 
 
 def test_an_nvidia_card_is_found_by_its_driver_on_windows_and_under_wsl(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowmem_seq.memory.readings import MachineMemory
 
-ROOMY = MachineMemory(total_bytes=10**10, available_bytes=8 * 10**9, swap_used_bytes=0)
+ROOMY = MachineMemory(total_bytes=10**10, available_bytes=8 * 10**9)
 
 
 @dataclass

@@ -18,8 +18,12 @@ pytestmark = pytest.mark.skipif(
 
 UNLIMITED = {1: "9223372036854771712\n", 2: "max\n"}
 NAMES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
+FIGURES = {
+    1: ("total_inactive_file", "total_active_file", "total_mapped_file"),
+    2: ("inactive_file", "active_file", "file_mapped"),
 }
 PRESSURE = "some avg10=12.50 avg60=1.00 avg300=0.00 total=5\nfull avg10=9.00 avg60=0.00 avg300=0.00 total=1\n"
 
@@ -44,11 +48,17 @@ class System:
         )
 
     def group(
-        self, name: str, limit: str, used: int = 0, droppable: int = 0, files: Mapping[str, str] | None = None
+        self,
+        name: str,
+        limit: str,
+        used: int = 0,
+        file_pages: tuple[int, int, int] = (0, 0, 0),
+        files: Mapping[str, str] | None = None,
     ) -> None:
-        """Make a group; its own pages of files are not those of the groups below it."""
-        limit_name, used_name, droppable_name = NAMES[self.version]
-        stat = f"cache 7\nactive_file 11\n{droppable_name} {droppable}\nunevictable 0\n"
+        """Make a group; `file_pages` are inactive, active and mapped ones, of the groups below it too."""
+        limit_name, used_name = NAMES[self.version]
+        told = zip(FIGURES[self.version], file_pages, strict=True)
+        stat = "cache 7\nhierarchical_inactive_file 13\n" + "".join(f"{label} {size}\n" for label, size in told)
         texts = {limit_name: limit, used_name: f"{used}\n", "memory.stat": stat, **(files or {})}
         write_files(self.mount / name, texts)
 
@@ -66,9 +76,24 @@ def test_a_group_leaves_its_limit_less_what_it_uses(system: System) -> None:
     assert system.read() == [GroupMemory(limit_bytes=1000, available_bytes=400, pressure=None)]
 
 
-def test_pages_of_files_that_can_be_dropped_count_as_available(system: System) -> None:
-    system.group("user/session", "1000\n", used=600, droppable=250)
-    assert system.read() == [GroupMemory(1000, 650, None)]
+@pytest.mark.parametrize(
+    ("file_pages", "available"),
+    [((250, 0, 0), 650), ((0, 250, 0), 650), ((50, 200, 60), 590), ((50, 200, 300), 450), ((50, 0, 30), 450)],
+    ids=["read once", "read again and again", "some mapped", "shared memory is mapped too", "nobody knows which"],
+)
+def test_pages_of_files_that_can_be_dropped_count_as_available(
+    system: System, file_pages: tuple[int, int, int], available: int
+) -> None:
+    system.group("user/session", "1000\n", used=600, file_pages=file_pages)
+    assert system.read() == [GroupMemory(1000, available, None)]
+
+
+def test_of_version_1_the_pages_of_the_groups_below_count_too(tmp_path: Path) -> None:
+    system = System(tmp_path, 1)
+    own = "inactive_file 1\nactive_file 2\nmapped_file 2\n"
+    all_below = "total_inactive_file 100\ntotal_active_file 50\ntotal_mapped_file 10\n"
+    system.group("user/session", "1000\n", used=600, files={"memory.stat": own + all_below})
+    assert system.read() == [GroupMemory(1000, 540, None)]
 
 
 def test_the_groups_around_one_are_read_too_up_to_the_root(system: System) -> None:
@@ -96,7 +121,7 @@ def test_a_group_above_its_limit_leaves_nothing(system: System) -> None:
 
 def test_more_than_the_limit_is_never_available(system: System) -> None:
     """The kernel's figures are not all of one moment."""
-    system.group("user/session", "1000\n", used=100, droppable=300)
+    system.group("user/session", "1000\n", used=100, file_pages=(300, 0, 0))
     assert system.read() == [GroupMemory(1000, 1000, None)]
 
 
@@ -210,6 +235,10 @@ with open(file, "wb") as written:
         written.write(b"\\1" * 10**6)
     written.flush()
     os.fsync(written.fileno())
+for _ in range(3):
+    with open(file, "rb", buffering=0) as again:
+        while again.read(10**6):
+            pass
 print(before.total_bytes, before.available_bytes, holding.available_bytes, machine().available_bytes)
 """
 

@@ -91,7 +91,8 @@ def test_an_apple_gpu_is_bounded_by_both_watermarks() -> None:
         "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.4500",
     }
     assert watermarks(60 * 10**9) == ("1.7000", "1.4000")
-    assert watermarks(1) == ("0.0001", "0.0001")  # 0 would be no bound at all
+    for no_room in (1, 0, -5):  # 0 would be no bound at all
+        assert watermarks(no_room) == ("0.0001", "0.0001")
 
 
 def watermarks(room_bytes: int) -> tuple[str, str]:

@@ -79,6 +79,15 @@ def test_near_the_cap_caches_are_given_back_first(world: World) -> None:
     assert world.look() is None
 
 
+def test_caches_that_lie_elsewhere_are_given_back_as_well() -> None:
+    reader, given_back = Reader(), []
+    governor = Governor(reader, PID, ROOM, release=lambda: given_back.append("a GPU's"))
+    reader.hold(990_000_000)
+    assert governor.look(None) is None
+    governor.changed(Advice("shrink", "a test"))
+    assert given_back == ["a GPU's"] * 2
+
+
 def test_where_that_does_not_help_the_run_shrinks(world: World) -> None:
     world.reader.hold(990_000_000)
     assert world.look(0.0) is None

@@ -60,7 +60,6 @@ def gone(pid: int) -> None:
 
 SYSTEM = SimpleNamespace(
     virtual_memory=lambda: SimpleNamespace(total=8000, available=3000),
-    swap_memory=lambda: SimpleNamespace(used=500, sin=77, sout=88),
     Process=gone,
 )
 
@@ -97,7 +96,7 @@ def test_what_macos_does_not_count_is_not_known(library: Library) -> None:
 
 def test_the_pages_that_psutil_calls_swapped_out_are_not_taken_for_swap(library: Library) -> None:
     assert MacReader(library, SYSTEM).machine() == MachineMemory(
-        total_bytes=8000, available_bytes=3000, swap_used_bytes=500, swapped_out_bytes=None, pressure=None
+        total_bytes=8000, available_bytes=3000, swapped_out_bytes=None, pressure=None
     )
 
 

@@ -18,6 +18,7 @@ from lowmem_seq.memory.plan import (
     highest_peaks,
     plan_from_json,
     smaller,
+    within,
 )
 from tests.builders import tiny_plan
 
@@ -318,6 +319,38 @@ def test_of_what_was_not_measured_only_what_is_expected_to_need_clearly_less_is_
     least = smaller(less)  # from 860, which nobody measured, to 790
     assert least is not None
     assert least.setting == Setting(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("room", "setting"),
+    [
+        (1000, Setting(64, 2)),  # it fits as it is
+        (999, Setting(64, 1)),
+        (699, Setting(64, 2, 7)),
+        (499, Setting(64, 2, 7)),  # too much as well, but nothing holds less
+    ],
+)
+def test_in_less_room_the_fastest_that_was_measured_with_the_same_means_is_taken(
+    room: int, setting: Setting
+) -> None:
+    now = Setting(64, 2)
+    plan = plan_with(
+        now,
+        measured(now, 1000, 900.0),
+        measured(now, 990, 900.0),  # the highest peak of it counts
+        measured(Setting(64, 1), 700, 600.0),
+        measured(Setting(32, 1), 690, 100.0),
+        measured(Setting(64, 2, 7), 500, 550.0),
+        measured(Setting(8, 2), 400, 950.0, allocator="lean"),  # would need another process
+    )
+    less = within(plan, room)
+    assert (less.setting, less.chosen) == (setting, plan.chosen)
+    assert less.threads * less.workers == 2
+
+
+def test_a_setting_of_which_nothing_is_known_stays_also_in_little_room() -> None:
+    plan = plan_with(Setting(8, 2, 3), measured(Setting(16, 1), 100, 9.0))
+    assert within(plan, 1) == plan
 
 
 def test_where_nothing_is_known_of_the_present_setting_it_is_kept() -> None:

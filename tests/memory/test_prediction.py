@@ -54,4 +54,4 @@ def test_recomputing_the_first_layers_saves_what_they_keep() -> None:
 
 
 def test_the_margin_is_added_on_top() -> None:
-    assert with_margin(1000) == round(1000 * (1 + MARGIN)) == 1050
+    assert with_margin(1000) == round(1000 * (1 + MARGIN)) == 1060

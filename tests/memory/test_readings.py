@@ -44,6 +44,5 @@ def test_this_system_tells_what_this_process_and_the_machine_hold() -> None:
     assert 10 * 10**6 < held <= peak + 2**20
     assert peak < machine.total_bytes <= psutil.virtual_memory().total
     assert 0 < machine.available_bytes < machine.total_bytes
-    assert 0 <= machine.swap_used_bytes <= psutil.swap_memory().total
     assert reader.reset_peak() is (sys.platform == "linux")
     assert isinstance(reader.release(), bool)

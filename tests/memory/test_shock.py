@@ -118,3 +118,19 @@ def test_a_run_gives_memory_back_to_who_needs_it_and_takes_it_again_when_it_is_f
         assert group.oom_kills() == 0
     assert not events(run, "out_of_memory")
     assert not events(run, "trainer_restarted")
+
+
+def test_planning_on_a_machine_that_is_smaller_than_the_cap_ends_before_the_system_ends_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ("train", "small", "--data", "shapes", "--max-ram", "4GB", "--effective-batch", "512", "--steps", "2")
+    settings = ("--set", "machine.lstm_path=torch", "--set", "recipe.evaluate_every_epochs=1000")
+    with (
+        small_machine(900_000_000) as group,
+        Session(*command, *settings, "--run-dir", "run", cwd=tmp_path, LOWMEM_SEQ_CACHE=str(tmp_path)) as session,
+    ):
+        group.take_in(session.process.pid)
+        wait_until(lambda: run.exists() and events(run, "train"), "the first steps")
+        session.stopped()
+        assert group.oom_kills() == 0
+    assert events(run, "planning_cut")
+    assert not events(run, "trainer_restarted")

@@ -125,12 +125,12 @@ def test_what_is_available_is_part_of_the_machine() -> None:
 
 @pytest.mark.parametrize(("left", "short"), [(SHORT - 0.001, True), (SHORT + 0.001, False)])
 def test_a_machine_is_short_when_little_of_it_is_left(left: float, short: bool) -> None:
-    assert MachineMemory(10**9, int(left * 10**9), swap_used_bytes=0).is_short is short
+    assert MachineMemory(10**9, int(left * 10**9)).is_short is short
 
 
 def test_what_must_stay_free_is_bounded_on_a_large_machine() -> None:
-    assert MachineMemory(10**10, 0, 0).short_bytes == 512 * 2**20 == LARGEST_SHORT_BYTES
-    assert MachineMemory(10**9, 0, 0).short_bytes == 60_000_000
+    assert MachineMemory(10**10, 0).short_bytes == 512 * 2**20 == LARGEST_SHORT_BYTES
+    assert MachineMemory(10**9, 0).short_bytes == 60_000_000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")

@@ -17,7 +17,7 @@ def process(pid: int) -> SimpleNamespace:
     """A machine with one process, number 7, that has one child and one grandchild."""
     if pid != 7:
         raise psutil.NoSuchProcess(pid)
-    figures = SimpleNamespace(rss=11, vms=12, wset=13, peak_wset=14, pagefile=15, peak_pagefile=600, private=500)
+    figures = SimpleNamespace(rss=11, vms=500, wset=13, peak_wset=14, pagefile=500, peak_pagefile=600, private=500)
     family = {True: [8, 9], False: [8]}
     return SimpleNamespace(
         memory_info=lambda: figures,
@@ -38,9 +38,13 @@ class Kernel32:
         return self._largest_free_block
 
 
+def has_no_counters() -> None:
+    raise RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+
+
 SYSTEM = SimpleNamespace(
     virtual_memory=lambda: SimpleNamespace(total=8000, available=3000),
-    swap_memory=lambda: SimpleNamespace(used=500, sin=0, sout=0),
+    swap_memory=has_no_counters,
     Process=process,
 )
 
@@ -55,6 +59,13 @@ def test_a_process_holds_its_private_bytes(reader: WindowsReader) -> None:
     assert reader.peak_bytes(7) == 600
 
 
+def test_a_process_holds_as_much_by_the_names_of_psutil_8() -> None:
+    figures = SimpleNamespace(rss=11, vms=500, peak_rss=14, peak_vms=600)
+    system = SimpleNamespace(Process=lambda pid: SimpleNamespace(memory_info=lambda: figures))
+    reader = WindowsReader(Kernel32(), system)
+    assert (reader.held_bytes(7), reader.peak_bytes(7)) == (500, 600)
+
+
 def test_a_process_that_is_gone_holds_nothing(reader: WindowsReader) -> None:
     assert reader.held_bytes(8) == 0
     assert reader.peak_bytes(8) is None
@@ -66,9 +77,11 @@ def test_what_windows_does_not_count_is_not_known(reader: WindowsReader) -> None
     assert reader.data_bytes(7) is None
 
 
-def test_no_swapping_is_claimed_where_windows_counts_none(reader: WindowsReader) -> None:
+def test_no_swapping_is_claimed_where_windows_counts_none_nor_asked_what_may_not_answer(
+    reader: WindowsReader,
+) -> None:
     assert reader.machine() == MachineMemory(
-        total_bytes=8000, available_bytes=3000, swap_used_bytes=500, swapped_out_bytes=None, pressure=None
+        total_bytes=8000, available_bytes=3000, swapped_out_bytes=None, pressure=None
     )
 
 

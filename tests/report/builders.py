@@ -10,6 +10,7 @@ from lowmem_seq.runs.folder import RunFolder
 
 BATCH, TRAIN_IMAGES, STEPS = 40, 400, 60
 CAP_BYTES = 10**9
+TESTED_WEIGHTS = "ab"
 
 
 def tell(run: RunFolder, event: str, at: float | None = None, **details: Any) -> None:
@@ -93,6 +94,13 @@ def pause_for(run: RunFolder, *waits_for: str, until: float | None = None, at: f
     tell(run, "paused", at, waits_for=list(waits_for), cause=cause, until_unix_seconds=until)
 
 
+def form_world(run: RunFolder, machine: str = "hp", rate: float = 300.0) -> None:
+    """Two ranks of engine mode have found each other."""
+    rank = {"machine": machine, "device": "cpu", "precision": "fp32", "images_per_second": rate, "samples": 30}
+    ranks = [rank, {**rank, "machine": "mac", "images_per_second": 100.0, "samples": 10}]
+    tell(run, "world_formed", rank=0, address="127.0.0.1:29500", backend="gloo", ranks=ranks)
+
+
 def crash(run: RunFolder, cause: str) -> None:
     """The supervisor says how the trainer ended."""
     tell(run, "session_ended", state="crashed", cause=cause)
@@ -109,7 +117,7 @@ def stop(run: RunFolder, step: int) -> None:
     tell(run, "session_ended", state="stopped", step=step, wall_seconds=5.0)
 
 
-def finish(run: RunFolder, weights_sha256: str = "ab") -> None:
+def finish(run: RunFolder, weights_sha256: str = TESTED_WEIGHTS) -> None:
     """The last validation, the test and the end."""
     validate(run, STEPS)
     tested: dict[str, Any] = {

@@ -63,7 +63,7 @@ class Machines:
         self.now += 1
         if index:
             self.tell(index, "session_opened", supervisor_pid=1)
-        where = {"round": self.round, "accepted": self.accepted}
+        where: dict[str, Any] = {"round": self.round, "accepted": self.accepted}
         machine, name = self.ids[index], self.names[index]
         self.tell(0, "peer_joined", machine=machine, name=name, cause="hello", **where)
         if index:
@@ -78,7 +78,12 @@ class Machines:
         """Who did what is told, on each machine."""
         shares = self._shares()
         for index in {*range(len(self.names))} - self.away:
-            told = {"cluster": self.cluster, "branch": self.branch, "round": self.round, "total": TOTAL}
+            told: dict[str, Any] = {
+                "cluster": self.cluster,
+                "branch": self.branch,
+                "round": self.round,
+                "total": TOTAL,
+            }
             if index:
                 self.tell_member(index, "standing", **told, accepted=self.accepted, machines=shares)
                 continue
@@ -106,7 +111,7 @@ class Machines:
             self.stalled[index] += 0.5
         self.step = self.accepted // 40
         brought = [machine for machine, count in zip(self.ids, samples, strict=False) if count]
-        told = {"round": self.round, "samples": sum(samples), "accepted": self.accepted}
+        told: dict[str, Any] = {"round": self.round, "samples": sum(samples), "accepted": self.accepted}
         self.tell(0, "round", **told, machines=brought, seconds=seconds, waited_seconds=0.1)
         for index, count in enumerate(samples):
             if not count:
@@ -120,7 +125,7 @@ class Machines:
 
     def part(self, index: int, samples: int, seconds: float = 120.0) -> None:
         """A machine loses the host, and does so many samples on a side of its own."""
-        told = {"cluster": self.cluster, "branch": f"{index:016x}", "total": TOTAL}
+        told: dict[str, Any] = {"cluster": self.cluster, "branch": f"{index:016x}", "total": TOTAL}
         for done in (0, samples):
             shares = self._shares()
             shares[self.ids[index]]["accepted"] += done
@@ -141,7 +146,7 @@ class Machines:
         self.away.discard(index)
         self.tell(0, "peers_present", others=len(self.names) - 1 - len(self.away))
         self.samples[self.ids[index]][2] += discarded
-        where = {"round": self.round, "accepted": self.accepted}
+        where: dict[str, Any] = {"round": self.round, "accepted": self.accepted}
         self.tell(0, "peer_joined", machine=self.ids[index], name=self.names[index], cause="hello", **where)
         self.tell_member(index, "member_welcome", alone=True, **where)
         self.tell_member(index, "member_reunion", winner="hub", discarded=discarded)

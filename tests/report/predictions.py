@@ -10,6 +10,7 @@ import numpy
 from safetensors.numpy import save_file
 
 from lowmem_seq.report.mistakes import FILE
+from tests.report.builders import TESTED_WEIGHTS
 
 
 def write_predictions(
@@ -27,6 +28,7 @@ def write_predictions(
         "mistake_image": random.integers(0, 256, (mistakes, side, side, 3), dtype=numpy.uint8),
     }
     metadata = {"format": "lowmem-seq", "format_version": "1", "part": "test", "classes": json.dumps(class_names)}
+    metadata["weights_sha256"] = TESTED_WEIGHTS
     for name, value in other.items():
         (metadata if isinstance(value, str) else tensors)[name] = value
     path = folder / FILE

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lowmem_seq.files import write_text
 from lowmem_seq.report.page import page_of
 from lowmem_seq.runs.folder import RunFolder, create_run
 from tests.builders import tiny_config
+from tests.report.builders import TESTED_WEIGHTS
 from tests.report.predictions import write_predictions
 from tests.report.test_page import HOSTILE, tell_a_story
 from tests.report.test_plots import history_of_a_story
@@ -44,6 +46,13 @@ return [...document.querySelectorAll(TEXTS)]
 """
 
 
+RECTANGLES = """
+return [...document.querySelectorAll(arguments[0])].map((element) => element.getBoundingClientRect())
+  .map(({ left, top, right, bottom }) => [left, top, right, bottom]);
+"""
+Rectangle = tuple[float, float, float, float]
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with open_browser() as browser:
@@ -59,6 +68,34 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_predictions(run.path, ["a", "b"])
     write_text(folder / "report.html", page_of([run]))
     return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page_of_many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run that was validated once, and tested on 37 classes with long names, the first ones alike."""
+    folder = tmp_path_factory.mktemp("many")
+    run = create_run(folder / "run", tiny_config())
+    classes = [
+        f"{'a name that is cut where it differs' if index < 2 else 'a long name'} {index}" for index in range(37)
+    ]
+    run.events.append("session_started", step=0, effective_batch=40, train_images=400, classes=classes)
+    run.events.append("validation", step=60, val_loss=1.0, val_accuracy=0.5)
+    matrix = [[50 if one == other else 1 for other in range(37)] for one in range(37)]
+    told = {"test_loss": 1.0, "test_accuracy": 0.5, "class_accuracies": [0.5] * 37, "confusion": matrix}
+    run.events.append("test", step=60, **told)
+    write_text(folder / "report.html", page_of([run]))
+    return folder / "report.html"
+
+
+def rectangles(browser: Browser, selector: str) -> list[Rectangle]:
+    """Where elements are that are seen."""
+    found: list[Rectangle] = browser.run(RECTANGLES, selector)
+    return [one for one in found if one[2] > one[0]]
+
+
+def covered(one: Rectangle, other: Rectangle) -> float:
+    """How many pixels two rectangles share on the side on which they share fewer."""
+    return min(min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1]))
 
 
 def x_range(browser: Browser, plot: str) -> list[float]:
@@ -98,7 +135,7 @@ def test_plots_follow_the_system_s_colours_and_the_button(browser: Browser, page
     assert browser.run("return document.documentElement.dataset.theme") == "dark"
     dark = drawn_colour(browser, "loss")
     button = browser.driver.find_element(By.ID, "theme")
-    assert button.text == "Light"
+    assert (button.text, button.get_attribute("aria-label")) == ("Light", "Show in light colours")
     button.click()
     assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
     assert drawn_colour(browser, "loss") != dark
@@ -161,6 +198,37 @@ def test_on_a_narrow_screen_nothing_is_wider_than_it(browser: Browser, page: Pat
         assert place.rect["x"] + place.rect["width"] <= 375
 
 
+def test_on_a_narrow_screen_no_legend_lies_under_the_buttons(browser: Browser, page: Path) -> None:
+    browser.open(page, width=375)
+    for plot in PLOTS:
+        (buttons,) = rectangles(browser, f"#{plot} .modebar")
+        assert all(covered(legend, buttons) <= 0 for legend in rectangles(browser, f"#{plot} .legend .bg")), plot
+    assert len(rectangles(browser, ".legend .bg")) >= 4
+    assert browser.run("return document.documentElement.scrollWidth") == 375
+
+
+@pytest.mark.parametrize("width", [375, 1200])
+def test_names_of_many_classes_do_not_cover_each_other(
+    browser: Browser, page_of_many_classes: Path, width: int
+) -> None:
+    browser.open(page_of_many_classes, width=width)
+    assert browser.complaints() == []
+    for axis, place in (("x", 0), ("y", 1)):
+        labels = sorted(rectangles(browser, f"#confusion .{axis}tick text"), key=lambda one: one[place])
+        assert len(labels) >= 5
+        assert all(covered(one, other) < 4 for one, other in pairwise(labels)), axis
+    rows, columns = browser.run(
+        "const {x, y} = document.getElementById('confusion')._fullData[0]; return [y.length, new Set(x).size]"
+    )
+    assert (rows, columns) == (37, 37)
+
+
+def test_no_accuracy_above_all_is_shown(browser: Browser, page_of_many_classes: Path) -> None:
+    browser.open(page_of_many_classes)
+    shown: Any = browser.run("return document.getElementById('accuracy')._fullLayout.yaxis.range")
+    assert 0 <= shown[0] < 0.5 < shown[1] <= 1
+
+
 def test_paper_is_light_and_its_plots_fit(browser: Browser, page: Path) -> None:
     browser.open(page, theme="dark")
     browser.run("dispatchEvent(new Event('beforeprint'))")
@@ -181,7 +249,7 @@ def test_hostile_names_are_shown_and_do_nothing(browser: Browser, tmp_path: Path
     started = {"step": 0, "total_steps": 60, "effective_batch": 40, "train_images": 400}
     run.events.append("session_started", **started, classes=HOSTILE)
     run.events.append("peer_joined", machine="1", name=HOSTILE[1])
-    run.events.append("test", step=1, test_loss=1.0, test_accuracy=0.5, **classes)
+    run.events.append("test", step=1, test_loss=1.0, test_accuracy=0.5, weights_sha256=TESTED_WEIGHTS, **classes)
     write_predictions(run.path, HOSTILE, mistakes=count)
     page = tmp_path / "report.html"
     write_text(page, page_of([run]))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lowmem_seq.report.clock import LAST_SECOND, Clock, Span, time_of
-from lowmem_seq.runs.events import Event
+from lowmem_seq.report.clock import Clock, Span
+from lowmem_seq.runs.events import LAST_SECOND, Event, time_of
 
 
 def clock_of(*events: tuple[float, str] | tuple[float, str, dict[str, Any]]) -> Clock:

@@ -19,8 +19,16 @@ KNOWN = {
 }
 
 
+def under_caps(*seen: tuple[int, int, int]) -> History:
+    """What each look at the memory saw: held now, at the peak of its session, and the cap."""
+    history = History()
+    for tree, peak, cap in seen:
+        history.take({"event": "memory", "tree_bytes": tree, "peak_tree_bytes": peak, "cap_bytes": cap})
+    return history
+
+
 def test_tiles_tell_what_is_known_and_nothing_else() -> None:
-    told = {tile.title: (tile.value, tile.note, tile.share) for tile in tiles(KNOWN, History())}
+    told = {tile.title: (tile.value, tile.note, tile.share) for tile in tiles(KNOWN, under_caps((500, 600, 1000)))}
     assert told == {
         "validation accuracy": ("50.00%", "loss 1.2500", 0.5),
         "steps": ("30 of 60", "epoch 3", 0.5),
@@ -30,6 +38,29 @@ def test_tiles_tell_what_is_known_and_nothing_else() -> None:
         "restarts": ("1", "", None),
     }
     assert tiles(UNKNOWN, History()) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "words", "share"),
+    [
+        ([], "", None),
+        ([(100, 100, 1000), (900, 950, 1000), (10, 950, 1000)], "95% of the cap of 1.00 KB", 0.95),
+        ([(1900, 1900, 2000), (500, 500, 1000)], "at most 95% of the cap of the time", 0.95),
+        ([(500, 500, 1000), (1000, 1000, 2000), (100, 100, 1000)], "at most 50% of the cap of the time", 0.5),
+        ([(1900, 1900, 2000), (1100, 1100, 1000)], "at most 110% of the cap of the time", 1.0),
+    ],
+)
+def test_memory_is_held_against_the_cap_that_it_was_under(
+    seen: list[tuple[int, int, int]], words: str, share: float | None
+) -> None:
+    told = {tile.title: tile for tile in tiles(KNOWN, under_caps(*seen))}["peak RAM"]
+    assert (told.note, told.share) == (words, share)
+
+
+@pytest.mark.parametrize(("state", "note"), [("running", "at the present speed"), ("paused", "once it goes on")])
+def test_a_run_that_goes_on_tells_the_time_left(state: str, note: str) -> None:
+    told = {tile.title: tile for tile in tiles({**KNOWN, "state": state, "eta_seconds": 3700.0}, History())}
+    assert told["time left"] == ("time left", "about 1 h 01 min", note, None)
 
 
 def test_a_test_counts_more_than_a_validation_and_that_more_than_training() -> None:

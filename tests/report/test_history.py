@@ -45,6 +45,13 @@ def test_a_run_becomes_curves(run: RunFolder) -> None:
     assert history.odd_count == 0
 
 
+def test_a_session_that_goes_on_after_the_test_takes_it_back(run: RunFolder) -> None:
+    start_session(run)
+    finish(run)
+    start_session(run, step=60)
+    assert "test" not in history_of(run).last
+
+
 def test_what_a_crash_undid_is_left_out_of_the_curves_and_counted(run: RunFolder) -> None:
     start_session(run)
     train_to(run, 20, loss=2.0)
@@ -72,7 +79,7 @@ def test_changes_of_setting_are_marked(run: RunFolder) -> None:
     tell(run, "setting_changed", at=90.0, micro_batch_before=8, micro_batch=16, cause="memory was calm for 60 s")
     marks = history_of(run).marks
     assert [(mark.seconds, mark.kind) for mark in marks] == [(30, "smaller"), (90, "larger")]
-    assert marks[0].text == "It computes smaller: micro batch 16 → 8 (memory was short)"
+    assert marks[0].text == "computes smaller: micro-batch 16 -> 8 (memory was short)"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_a_start_that_an_earlier_release_told_less_of_is_none_the_less_one() -> 
     history = History()
     history.take({"event": "session_started", "step": 0})
     assert (history.odd_count, history.epochs_per_step) == (0, None)
-    assert [one.text for one in history.happenings] == ["Training began."]
+    assert [one.text for one in history.happenings] == ["training began"]
 
 
 def many_events(count: int) -> list[Event]:
@@ -129,7 +136,7 @@ def test_memory_does_not_grow_with_the_events() -> None:
     assert all(len(series) <= 4 * MOST_STRETCHES for series in (history.by_step | history.by_time).values())
     assert len(history.happenings) == len(history.marks) == MOST_HAPPENINGS
     assert len(history.clock.spans) == MOST_SPANS + 1  # and the one under way
-    assert history.happening_count == 9_999  # three of six
+    assert history.counts.total() == 9_999  # three of six
     more = many_events(20_000)
     tracemalloc.start()
     for event in more:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from lowmem_seq.report.mistakes import FILE, PredictionsError, read_mistakes
+from lowmem_seq.report.mistakes import FILE, Mistake, PredictionsError, read_mistakes
+from tests.report.builders import TESTED_WEIGHTS
 from tests.report.predictions import write_predictions
 
 CLASSES = ["cat", "dog", "<b>emu"]
@@ -21,13 +22,29 @@ def shown(uri: str) -> Any:
     return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
-def test_a_test_that_left_nothing_has_no_mistakes(tmp_path: Path) -> None:
-    assert read_mistakes(tmp_path / FILE) == []
+def read(path: Path) -> list[Mistake]:
+    """The mistakes of the weights that were tested."""
+    mistakes = read_mistakes(path, TESTED_WEIGHTS)
+    assert mistakes is not None
+    return mistakes
+
+
+def test_a_test_that_left_nothing_has_none_to_tell(tmp_path: Path) -> None:
+    assert read_mistakes(tmp_path / FILE, TESTED_WEIGHTS) is None
+
+
+@pytest.mark.parametrize("weights", ["of another step", None])
+def test_mistakes_of_other_weights_are_not_told(tmp_path: Path, weights: str | None) -> None:
+    assert read_mistakes(write_predictions(tmp_path, CLASSES), weights) is None
+
+
+def test_a_model_that_is_always_right_has_no_mistakes(tmp_path: Path) -> None:
+    assert read(write_predictions(tmp_path, CLASSES, mistakes=0)) == []
 
 
 def test_mistakes_come_in_their_order_with_what_was_said(tmp_path: Path) -> None:
     path = write_predictions(tmp_path, CLASSES)
-    mistakes = read_mistakes(path)
+    mistakes = read(path)
     tensors = load_file(path)
     assert [one.label for one in mistakes] == ["dog", "<b>emu", "cat"]
     for index, mistake in enumerate(mistakes):
@@ -38,7 +55,7 @@ def test_mistakes_come_in_their_order_with_what_was_said(tmp_path: Path) -> None
 
 
 def test_large_pictures_take_little_of_a_page(tmp_path: Path) -> None:
-    mistakes = read_mistakes(write_predictions(tmp_path, CLASSES, mistakes=24, side=96))
+    mistakes = read(write_predictions(tmp_path, CLASSES, mistakes=24, side=96))
     assert len(mistakes) == 24
     assert shown(mistakes[0].image_uri).shape == (96, 96, 3)
     assert sum(len(one.image_uri) for one in mistakes) < 600_000  # noise, which no picture is
@@ -63,21 +80,21 @@ def test_large_pictures_take_little_of_a_page(tmp_path: Path) -> None:
 def test_a_file_that_is_not_as_it_should_be_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     path = write_predictions(tmp_path, CLASSES, **other)
     with pytest.raises(PredictionsError, match=FILE):
-        read_mistakes(path)
+        read(path)
 
 
 def test_a_torn_file_is_refused(tmp_path: Path) -> None:
     path = write_predictions(tmp_path, CLASSES)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(PredictionsError, match="can't be used"):
-        read_mistakes(path)
+        read(path)
 
 
 def test_a_mistake_outside_of_the_pictures_is_passed_over(tmp_path: Path) -> None:
     path = write_predictions(tmp_path, CLASSES, mistake=numpy.array([-1, 5, 40], dtype=numpy.int32))
-    assert [one.label for one in read_mistakes(path)] == ["<b>emu"]
+    assert [one.label for one in read(path)] == ["<b>emu"]
 
 
 def test_a_class_without_a_name_has_its_number(tmp_path: Path) -> None:
     path = write_predictions(tmp_path, CLASSES, label=numpy.full(40, 7, dtype=numpy.int32))
-    assert {one.label for one in read_mistakes(path)} == {"class 7"}
+    assert {one.label for one in read(path)} == {"class 7"}

@@ -16,7 +16,7 @@ from lowmem_seq.report.page import page_of
 from lowmem_seq.report.plots.outcome import MOST_IN_A_MATRIX
 from lowmem_seq.runs.folder import RunFolder
 from tests.builders import NEEDS_LINKS
-from tests.report.builders import finish, record_memory, restart, start_session, tell, train_to
+from tests.report.builders import TESTED_WEIGHTS, finish, record_memory, restart, start_session, tell, train_to
 from tests.report.predictions import write_predictions
 
 LARGEST_PAGE_BYTES = 6_000_000
@@ -90,12 +90,58 @@ def test_a_finished_run_s_page_has_all_its_parts(run: RunFolder) -> None:
     ]
     told = Texts(page)
     for words in (
-        *("finished", "60.00%", "peak RAM", "The trainer was started again", "It computes smaller"),
+        *("finished", "60.00%", "peak RAM", "another one starts in 1 s", "computes smaller: micro-batch 16"),
         *("taken for", "is b, and it said", "lowmem-seq train", "config.yaml", "predicted", "actual"),
     ):
         assert words in told.text, words
     assert sum(tag == "img" for tag, _ in told.elements) == 3
     assert len(page.encode()) < LARGEST_PAGE_BYTES
+
+
+def test_a_run_that_goes_on_after_its_test_takes_it_back(run: RunFolder) -> None:
+    tell_a_story(run)
+    write_predictions(run.path, ["a", "b"])
+    start_session(run, step=60)
+    train_to(run, 80)
+    page = page_of([run])
+    assert {"classes", "confusion"}.isdisjoint(figure["name"] for figure in figures_of(page))
+    told = Texts(page)
+    assert "No test of the present weights was recorded" in told.text
+    assert "no test left its predictions of the present weights" in told.text
+    assert "img" not in [tag for tag, _ in told.elements]
+    assert "On the test part it was 60.00% at step 60" in told.text
+
+
+def test_pictures_that_other_weights_got_wrong_are_not_shown(run: RunFolder) -> None:
+    tell_a_story(run)
+    write_predictions(run.path, ["a", "b"], weights_sha256="of an earlier end")
+    told = Texts(page_of([run]))
+    assert "img" not in [tag for tag, _ in told.elements]
+    assert "no test left its predictions of the present weights" in told.text
+
+
+def test_a_run_that_got_all_right_says_so(run: RunFolder) -> None:
+    tell_a_story(run)
+    write_predictions(run.path, ["a", "b"], mistakes=0)
+    assert "It got none of them wrong." in Texts(page_of([run])).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "repeats"),
+    [
+        ({"recipe.epochs": 60}, "config.yaml"),
+        ({"steps": 9}, "config.yaml"),
+        ({"machine.max_ram_bytes": "1GB"}, "tiny -q"),
+    ],
+)
+def test_a_run_of_another_length_than_it_was_begun_with_is_repeated_by_its_settings(
+    run: RunFolder, changes: dict[str, Any], repeats: str
+) -> None:
+    write_json(run.environment_file, {"command": ["x", "train", "tiny", "-q"]})
+    tell(run, "config_changed", changes=changes)
+    found = re.search(r'<pre class="command"><code>lowmem-seq train (.*?)</code>', page_of([run]))
+    assert found is not None
+    assert found[1].endswith(repeats)
 
 
 def test_each_plot_has_a_place_a_title_and_a_text(run: RunFolder) -> None:
@@ -166,8 +212,11 @@ def test_before_the_first_event_every_part_says_that_there_is_nothing(run: RunFo
 
 def test_a_running_run_is_told_to_be_one(run: RunFolder) -> None:
     start_session(run)
+    train_to(run, 20)
     with run.locked():
-        assert "The run was running when this page was made" in page_of([run])
+        told = Texts(page_of([run])).text
+    assert "The run was running when this page was made" in told
+    assert "time left" in told
 
 
 def break_config(run: RunFolder) -> None:
@@ -226,7 +275,7 @@ def test_the_largest_page_is_not_too_large(run: RunFolder) -> None:
     count = len(classes)
     tell(run, "session_started", step=0, classes=classes, effective_batch=40, train_images=400)
     figures: dict[str, Any] = {"class_accuracies": [0.123456] * count, "confusion": [[123] * count] * count}
-    tell(run, "test", step=60, test_loss=1.0, test_accuracy=0.5, **figures)
+    tell(run, "test", step=60, test_loss=1.0, test_accuracy=0.5, weights_sha256=TESTED_WEIGHTS, **figures)
     write_predictions(run.path, classes, mistakes=24, side=96)
     page = page_of([run])
     assert [figure["name"] for figure in figures_of(page)][-1] == "confusion"

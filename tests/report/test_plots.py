@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lowmem_seq.report.history import History
+from lowmem_seq.report.history import MOST_HAPPENINGS, History
 from lowmem_seq.report.plots.figure import LONGEST_LABEL, Figure, label, paragraph, time_unit
 from lowmem_seq.report.plots.learning import learning_figures
 from lowmem_seq.report.plots.machine import machine_figures, spent_figure, timeline_figure
@@ -71,7 +71,7 @@ def test_learning_is_drawn_and_told(run: RunFolder) -> None:
     assert "went from 2.500 to 2.000 within 10 steps" in figures["loss"].text
     assert (
         figures["accuracy"].text
-        == "Validation accuracy was highest, 25.00%, at step 10. On the test part it was 20.00%."
+        == "Validation accuracy was highest, 25.00%, at step 10. On the test part it was 20.00% at step 10."
     )
 
 
@@ -81,9 +81,16 @@ def test_memory_has_its_cap_and_the_changes_on_its_curve(run: RunFolder) -> None
     assert list(drawn) == ["held", "highest of the session", "cap", "computes smaller", "computes larger"]
     assert set(drawn["cap"]["y"]) == {1.0}
     assert (drawn["computes smaller"]["x"], drawn["computes smaller"]["y"]) == ([80.0], [0.3])
-    assert "(memory was<br>short)" in drawn["computes smaller"]["text"][0]
+    assert "(memory was short)" in drawn["computes smaller"]["text"][0]
     assert "held 900 MB at the most, 90% of the cap of 1.00 GB" in figure.text
     assert "to a smaller setting once, to a larger one once" in figure.text
+
+
+def test_a_speed_that_was_rare_is_not_the_usual_one() -> None:
+    history = History(2)  # of whose curves the first, lowest, highest and last points alone stay
+    for step, rate in enumerate((100.0, 900.0, *[100.0] * 97, 500.0)):
+        history.take({"event": "train", "step": step, "train_loss": 1.0, "images_per_second": rate})
+    assert named(machine_figures(history))["speed"].text.startswith("The median speed was 100 images/s")
 
 
 def test_the_timeline_has_a_lane_for_each_kind(run: RunFolder) -> None:
@@ -93,6 +100,19 @@ def test_the_timeline_has_a_lane_for_each_kind(run: RunFolder) -> None:
         *("the run", "died", "computes smaller", "computes larger", "ended"),
     ]
     assert [len(trace["y"]) for trace in figure.data] == [2, 2, 1, 1, 1, 1]
+
+
+def test_all_that_happened_is_counted_however_much_is_drawn() -> None:
+    history = History()
+    history.take({"event": "session_opened", "time_unix_seconds": 1.0})
+    for number in range(2 * MOST_HAPPENINGS):
+        history.take({"event": "memory", "tree_bytes": 5, "cap_bytes": 9})
+        history.take({"event": "setting_changed", **SMALLER})
+        history.take({"event": "session_ended", "state": "crashed", "time_unix_seconds": 2.0 + number})
+    timeline = timeline_figure(history)
+    assert timeline is not None
+    assert timeline.text.endswith("its trainer died 600 times.")
+    assert "to a smaller setting 600 times" in named(machine_figures(history))["memory"].text
 
 
 def test_the_time_that_was_spent_is_one_bar(run: RunFolder) -> None:

@@ -276,7 +276,7 @@ def test_counts_of_a_folder_without_events_are_unknown_and_not_none(tmp_path: Pa
 def test_odd_events_are_counted_and_do_no_harm(tmp_path: Path, kind: str) -> None:
     night = a_night(tmp_path)
     before = sorted(figures(shared_of(*night.runs), "samples_accepted"))
-    odd = [
+    odd: list[dict[str, Any]] = [
         {"machines": 5, "samples": "x", "seconds": None, "accepted": -1, "round": [], "own_samples": {}},
         {"machines": {"a": 1}, "branch": "x", "cluster": CLUSTER, "round": 1, "accepted": 1, "total": 1},
         {"cluster": 5, "machine": None, "name": ["x"], "hosts": "yes", "others": "many", "cause": {}},

@@ -20,6 +20,7 @@ from tests.report.builders import (
     BATCH,
     crash,
     finish,
+    form_world,
     pause,
     pause_for,
     record_memory,
@@ -61,6 +62,7 @@ OWN = {
     "cause",
     "saved_step",
     "saved_unix_seconds",
+    "world",
     "paused_unix_seconds",
     "goes_on_unix_seconds",
     "eta_seconds",
@@ -140,7 +142,7 @@ def test_states(run: RunFolder) -> None:
         assert state() == ("running", None, True)
         start_session(run)
         pause(run)
-        assert state() == ("paused", None, False)
+        assert state() == ("paused", "the checkpoint of step 40: No space left on device", False)
     assert state() == ("crashed", "the trainer ended without a word", False)
     crash(run, "the trainer was ended by SIGSEGV")
     assert state() == ("crashed", "the trainer was ended by SIGSEGV", False)
@@ -161,7 +163,10 @@ def test_the_trainers_lock_alone_is_a_run_that_runs(run: RunFolder) -> None:
 def test_a_pause_says_what_waits_and_why(run: RunFolder) -> None:
     start_session(run)
     pause(run)
-    assert held(run).paused == "the checkpoint of step 40: No space left on device"
+    status = held(run)
+    assert status.paused is not None
+    assert status.paused.startswith("the checkpoint of step 40 can't be written: No space left on device (5 B are")
+    assert status.cause == "the checkpoint of step 40: No space left on device"
     tell(run, "unpaused", what="the checkpoint of step 40", seconds=2.0)
     assert held(run).paused is None
 
@@ -172,7 +177,9 @@ def test_a_pause_of_a_laptop_says_since_when_and_for_what(run: RunFolder) -> Non
     tell(run, "slept", at=1500.0, seconds=400.0)
     tell(run, "paused", at=2000.0, waits_for=["hours"], cause="it is late", until_unix_seconds=9000.0)
     status = held(run)
-    assert (status.figures["state"], status.paused, status.starting) == ("paused", "it is late", False)
+    assert (status.figures["state"], status.cause, status.starting) == ("paused", "it is late", False)
+    assert status.paused is not None
+    assert status.paused.startswith("it is late; the run goes on at ")
     assert (status.waits_for, status.paused_unix_seconds) == (("hours",), 1000.0)
     assert (status.goes_on_unix_seconds, status.to_json()["cause"]) == (9000.0, "it is late")
     tell(run, "unpaused", seconds=1000.0)
@@ -186,6 +193,22 @@ def test_a_pause_whose_words_are_odd_is_a_pause_all_the_same(run: RunFolder) -> 
     tell(run, "paused", waits_for=["rain"], cause="the weather", until_unix_seconds=2.0**40)
     status = held(run)
     assert (status.waits_for, status.goes_on_unix_seconds) == (("rain",), None)
+
+
+def test_the_ranks_of_engine_mode_are_told_while_they_train(run: RunFolder) -> None:
+    tell(run, "session_opened", supervisor_pid=1)
+    assert held(run).to_json()["world"] is None
+    form_world(run)
+    start_session(run)
+    world = held(run).to_json()["world"]
+    assert (world["address"], world["backend"]) == ("127.0.0.1:29500", "gloo")
+    assert world["ranks"] == [
+        {"machine": "hp", "device": "cpu", "precision": "fp32", "images_per_second": 300.0, "samples": 30},
+        {"machine": "mac", "device": "cpu", "precision": "fp32", "images_per_second": 100.0, "samples": 10},
+    ]
+    assert read_status(run).world is None  # nobody holds it
+    tell(run, "session_opened", supervisor_pid=2)
+    assert held(run).world is None
 
 
 def test_a_crash_that_gave_no_cause_says_so(run: RunFolder) -> None:
@@ -350,6 +373,9 @@ ODD: dict[str, Callable[[RunFolder], None]] = {
     "a list as a loss": lambda run: tell(run, "train", step=1, train_loss=[1], images_per_second=1.0),
     "a list as a step": lambda run: tell(run, "checkpoint", step=[1]),
     "no peak": lambda run: tell(run, "memory", tree_bytes=1),
+    "a pause for no cause": lambda run: tell(run, "paused", waits_for=["power"]),
+    "ranks in words": lambda run: tell(run, "world_formed", address="a", backend="gloo", ranks=["hp"]),
+    "a rank of endless speed": lambda run: form_world(run, rate=1e999),
     "epochs in words": lambda run: tell(run, "session_started", step=1, epochs="many"),
 }
 
@@ -365,7 +391,10 @@ def test_events_that_make_no_sense_are_told_of(run: RunFolder, kind: str, monkey
     assert caught.value.hint == "restore it from a copy of the run"
 
 
-OF_STATUS_ALONE = ("no rate", "a rate of nothing", "epochs in words")
+OF_STATUS_ALONE = (
+    *("no rate", "a rate of nothing", "epochs in words"),
+    *("a pause for no cause", "ranks in words", "a rank of endless speed"),
+)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind not in OF_STATUS_ALONE])

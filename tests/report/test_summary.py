@@ -253,6 +253,7 @@ def test_a_run_that_lost_its_settings_is_found_and_told_to_be_broken(run: RunFol
     (told,) = summarise_all([found])
     assert told["state"].startswith("unreadable: ")
     assert "config.yaml" in told["state"]
+    assert [one.path for one in find_runs([], run.path.parent)] == [run.path]  # among all of a folder, too
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lowmem_seq.report.summary import UNKNOWN, Summary
-from lowmem_seq.report.table import COLUMNS, NOT_KNOWN, csv_table, markdown_table, rows, terminal_table
+from lowmem_seq.report.table import COLUMNS, NOT_KNOWN, csv_table, data_name, markdown_table, rows, terminal_table
 
 FINISHED: Summary = {
     **UNKNOWN,
@@ -58,6 +58,19 @@ def shown(summaries: list[Summary], width: int) -> list[str]:
 def cells(line: str) -> list[str]:
     """The cells of a Markdown row; an escaped bar ends none."""
     return [cell.strip() for cell in re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1]]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("shapes", "shapes"),
+        ("/home/ann/photos", "photos"),
+        ("C:\\Users\\ann\\photos.zip", "photos.zip"),
+        (None, ""),
+    ],
+)
+def test_data_are_told_by_their_name_on_whatever_system_they_lie(source: str | None, name: str) -> None:
+    assert data_name(summary(data=source)) == name
 
 
 def test_a_row_tells_a_run_in_figures_with_units() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class Reader:
         return list(self.launched)
 
     def machine(self) -> MachineMemory:
-        return MachineMemory(8000 * MB, self.available, 0)
+        return MachineMemory(8000 * MB, self.available)
 
 
 class Screen:
@@ -82,6 +83,8 @@ class World:
     error: Message | None = None
     stops: StopSignals | None = None
     """Asked for, while the first child measures."""
+    room: int | None = None
+    """What the machine has left for children; None: more than any takes."""
     children: list[dict[str, Any]] = field(default_factory=list)
     environments: list[dict[str, str]] = field(default_factory=list)
 
@@ -152,6 +155,13 @@ class FakeChild:
             if world.stops is not None:
                 world.stops.count = 1
             peak = world.peak(setting, request["allocator"])
+            if world.room is not None and peak > world.room:
+                Reader.available, Reader.launched = 7 * MB, {7: world.room}
+                yield None
+                Reader.available, Reader.launched = 4000 * MB, {}
+                yield None
+            if self.wait() == -signal.SIGKILL:
+                return
             if world.ends_with is not None and not (world.measures_the_least and request["only"]):
                 self.code = world.ends_with
                 return
@@ -423,6 +433,50 @@ def test_where_the_machine_itself_runs_short_no_cap_can_be_named(
         bench.plan(60 * MB)  # the made-up child holds 40, and the supervisor 44
     monkeypatch.setattr(Reader, "available", 4000 * MB)
     assert bench.plan(4000 * MB).plan.micro_batch == 16  # nothing of it was remembered
+
+
+@pytest.mark.parametrize(
+    ("room", "setting", "recomputed", "later_budget"),
+    [(500 * MB, Setting(8, 2), {0, 4}, 540 * MB), (350 * MB, Setting(8, 1), {0}, 4000 * MB - OTHERS)],
+    ids=["some settings fit", "not even the first one, which is tried all the same"],
+)
+def test_where_the_machine_runs_short_the_search_goes_on_within_what_it_had(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    setting: Setting,
+    recomputed: set[int],
+    later_budget: int,
+) -> None:
+    for name in ("available", "launched"):
+        monkeypatch.setattr(Reader, name, getattr(Reader, name))  # as it was, when the test is over
+    for name in ("CHILD_MACHINE_SECONDS", "CHILD_SEARCH_SECONDS"):
+        monkeypatch.setattr(planner, name, 0.0)
+    bench.world.room = room
+    plan = bench.plan(4000 * MB).plan
+    assert plan.setting == setting
+    assert plan.predicted_peak_bytes - OTHERS <= max(room, 380 * MB)
+    assert plan.data_limit_bytes == data_limit(plan.measured[0], 4000 * MB - OTHERS)  # the cap is as it was
+    assert {point.recomputed_layers for point in plan.measurements} == recomputed  # so it was looked on
+    first, *later = [child["budget_bytes"] for child in bench.world.children]
+    assert (first, set(later)) == (4000 * MB - OTHERS, {later_budget})
+    (told,) = [event for event in bench.run.events if event["event"] == "planning_cut"]
+    assert told["available_bytes"] == 7 * MB  # as it was, not as it is once the child has ended
+    assert told in bench.screen.shown
+    bench.world.room = None
+    assert bench.plan(4000 * MB).plan.setting == Setting(16, 2)  # nothing of it was remembered
+    assert len(bench.world.children) == 1
+
+
+def test_an_apple_gpu_is_bounded_to_what_the_cap_leaves_beside_the_libraries(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = replace(FACTS, device="mps", recommended_bytes=4000 * MB)
+    monkeypatch.setattr(sys.modules[__name__], "FACTS", facts)
+    plan = bench.plan(2000 * MB, device="mps").plan
+    room = 2000 * MB - OTHERS - facts.libraries_bytes
+    assert plan.environment["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] == f"{room / (4000 * MB):.4f}"
+    assert plan.data_limit_bytes is None
 
 
 def test_the_bound_on_the_data_segment_leaves_what_the_cap_still_allows() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lowmem_seq.channel import STOP_SIGNALS
+from lowmem_seq.errors import ClusterError
 from lowmem_seq.supervisor.signals import HANG_UP, StopSignals
 
 
@@ -126,3 +127,20 @@ def test_a_closed_terminal_stops_nothing_that_nohup_started() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stops.count == 1
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_loss_ends_what_is_under_way_and_what_comes_later_and_is_raised_unless_a_stop_was_asked_for() -> None:
+    stops, child = StopSignals(), Killable()
+    stops.raise_if_any()
+    with stops.ending(child, at=2):  # type: ignore[arg-type]
+        stops.end_by(ClusterError("rank 1 is gone", ""))
+        assert child.kills == 1
+    assert ending(stops, Killable(), at=2, signals=0) == 1
+    began = time.monotonic()
+    stops.wait(60.0)
+    assert time.monotonic() - began < 10.0
+    with pytest.raises(ClusterError, match="rank 1 is gone"):
+        stops.raise_if_any()
+    stops.count = 1
+    with pytest.raises(KeyboardInterrupt):
+        stops.raise_if_any()

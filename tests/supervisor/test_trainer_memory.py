@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 
 from lowmem_seq.errors import CapTooSmallError, LowmemSeqError
+from lowmem_seq.files import write_json
+from lowmem_seq.memory.readings import MachineMemory
+from lowmem_seq.supervisor import trainer
+from tests.builders import tiny_plan
+from tests.memory.builders import FakeReader
 from tests.supervisor.lives import CHECKPOINT, CRASHED, KILLED, Life, Supervise, leaving
 
 if sys.platform == "win32":
     pytest.skip("the exit codes here are those of POSIX", allow_module_level=True)
+
+GB = 10**9
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,42 @@ def test_each_want_of_memory_halves_again_down_to_one_image_and_then_the_cap_is_
     assert caught.value.hint == f"{one.run.resume_command} --max-ram MORE"
     assert [event["micro_batch"] for event in one.events("setting_changed")] == [4, 2, 1]
     assert one.stored_micro_batch == 1
+
+
+def test_a_run_that_moves_on_is_not_given_up_where_the_smallest_setting_met_its_limit(supervise: Supervise) -> None:
+    said = leaving("the trainer ran out of memory", for_want_of_memory=True)
+    one = supervise(*[Life(75, says=(CHECKPOINT, said))] * 8, Life(0))
+    assert one.train(max_restarts=1) == 0
+    assert [event["micro_batch"] for event in one.events("setting_changed")] == [4, 2, 1]
+    assert [event["deaths_in_a_row"] for event in one.events("trainer_restarted")] == [1] * 8
+
+
+@pytest.mark.parametrize(("available", "micro_batch"), [(GB, 8), (350_000_000, 2), (100_000_000, 1)])
+def test_a_trainer_begins_with_what_the_machine_has_memory_for_and_may_grow_back(
+    supervise: Supervise, monkeypatch: pytest.MonkeyPatch, available: int, micro_batch: int
+) -> None:
+    memory = MachineMemory(total_bytes=GB, available_bytes=available)  # of which 60 MB are to stay free
+    monkeypatch.setattr(trainer, "system_reader", lambda: FakeReader(memory=memory))
+    one = supervise(Life(0))
+    measured = [(8, 300, 9.0), (4, 295, 8.0), (2, 280, 6.0), (1, 270, 3.0)]
+    point = tiny_plan().measurements[0]
+    plan = replace(
+        tiny_plan(),
+        measurements=tuple(
+            replace(point, micro_batch=size, peak_bytes=peak * 10**6, images_per_second=rate)
+            for size, peak, rate in measured
+        ),
+    )
+    write_json(one.run.plan_file, plan.to_json())
+    assert one.train() == 0
+    stored = one.run.read_json(one.run.plan_file)
+    assert stored is not None
+    assert (stored["micro_batch"], stored["chosen"]["micro_batch"]) == (micro_batch, 8)
+    changes = one.events("setting_changed")
+    assert [change["cause"] for change in changes] == [
+        f"only {available // 10**6} MB are left on this machine" for _ in range(micro_batch < 8)
+    ]
+    assert one.screen.shown == changes
 
 
 def test_where_the_machine_is_short_the_smallest_setting_is_tried_again(supervise: Supervise) -> None:

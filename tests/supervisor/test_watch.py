@@ -13,9 +13,7 @@ from tests.memory.builders import ROOMY, FakeReader
 
 CHILD = 2**22 + 7
 """A number that Linux gives to no process."""
-SWAPPING = MachineMemory(
-    total_bytes=1000, available_bytes=700, swap_used_bytes=9, swapped_out_bytes=5000, pressure=0.25, oom_kills=3
-)
+SWAPPING = MachineMemory(total_bytes=1000, available_bytes=700, swapped_out_bytes=5000, pressure=0.25, oom_kills=3)
 
 
 @dataclass(frozen=True)

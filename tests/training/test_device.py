@@ -6,6 +6,7 @@ import torch
 from lowmem_seq.errors import UsageError
 from lowmem_seq.training import device as module
 from lowmem_seq.training.device import choose_device, choose_precision, lstm_is_right_on, make_accelerator
+from tests.memory.builders import FakeReader
 
 
 def test_the_canary_finds_the_cpu_right() -> None:
@@ -80,6 +81,19 @@ def test_bf16_pays_where_its_fastest_product_is_clearly_faster(
 def test_products_are_timed_in_both_precisions() -> None:
     assert module._product_seconds(torch.bfloat16) > 0
     assert module._product_seconds(torch.float32) > 0
+
+
+@pytest.mark.parametrize(("device", "emptied"), [("cpu", []), ("mps", ["mps"]), ("cuda", ["cuda"])])
+def test_what_torch_keeps_on_a_gpu_is_given_back_too(
+    monkeypatch: pytest.MonkeyPatch, device: module.Device, emptied: list[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: seen.append("mps"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append("cuda"))
+    monkeypatch.setattr(FakeReader, "release", lambda reader: seen.append("heap"))
+    monkeypatch.setattr(module, "system_reader", FakeReader)
+    module.give_back(device)
+    assert seen == [*emptied, "heap"]
 
 
 def test_the_accelerator_is_one_process_on_the_cpu() -> None:

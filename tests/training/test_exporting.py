@@ -155,6 +155,11 @@ def test_a_checkpoint_whose_images_have_gone_says_what_packs_them(coloured: Colo
     ) as caught:
         open_trained(run, UsableWeights(checkpoint, 40))
     assert caught.value.hint.startswith(f"lowmem-seq data add {coloured.photos} --image-size 16")
+    text = run.config_file.read_text(encoding="utf-8")
+    run.config_file.write_text(text.replace(f"source: {coloured.photos}", "source: host"), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        open_trained(run, UsableWeights(checkpoint, 40))
+    assert caught.value.hint == f"lowmem-seq resume {run.path} --join IP:PORT   fetches them again"
     assert open_trained(run, UsableWeights(run.weights_file, None)).classes == ("blue", "green", "red")
 
 

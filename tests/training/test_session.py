@@ -13,6 +13,7 @@ from lowmem_seq.memory.governor import Advice
 from lowmem_seq.memory.readings import peak_so_far, system_reader
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
+from lowmem_seq.training import session
 from lowmem_seq.training.loop import Training
 from lowmem_seq.training.session import open_training, read_plan
 from lowmem_seq.training.state import Counters
@@ -25,6 +26,15 @@ NOISE_BYTES = 2**20
 
 def opened(run: RunFolder) -> Training:
     return open_training(run, read_plan(run), Channel(listen=False))
+
+
+def test_a_run_that_shrinks_gives_back_what_its_device_keeps(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+    monkeypatch.setattr(session, "give_back", devices.append)
+    opened(run).setting.governor.changed(Advice("shrink", "a test"))
+    assert devices == ["cpu"]
 
 
 @pytest.fixture

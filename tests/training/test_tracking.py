@@ -10,7 +10,7 @@ from lowmem_seq.config import override, validate
 from lowmem_seq.data.pack import Pack
 from lowmem_seq.runs.events import Event
 from lowmem_seq.runs.folder import RunFolder
-from lowmem_seq.supervisor.planner import subject_of
+from lowmem_seq.supervisor.subject import subject_of
 from lowmem_seq.training.device import make_accelerator
 from lowmem_seq.training.tracking import Tracking, load, told_before
 from tests.builders import make_run, tiny_config, train_here

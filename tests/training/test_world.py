@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,19 @@ import torch
 from safetensors.numpy import load_file
 
 from lowmem_seq.channel import Channel
+from lowmem_seq.cluster.pulse import Pulse
 from lowmem_seq.cluster.rank import Rank, take_rank
 from lowmem_seq.cluster.shares import part_of
+from lowmem_seq.cluster.table import Table
 from lowmem_seq.config import RunConfig
 from lowmem_seq.data.pack import Pack
+from lowmem_seq.errors import ClusterError
 from lowmem_seq.runs.folder import RunFolder
 from lowmem_seq.supervisor.child import Child
+from lowmem_seq.training import world
+from lowmem_seq.training.__main__ import world_is_open
 from lowmem_seq.training.session import open_training, read_plan
+from lowmem_seq.training.watched import Watched
 from lowmem_seq.training.world import digest_of
 from tests.builders import free_port, make_run, tiny_config, train_here
 from tests.sessions import events
@@ -164,6 +171,34 @@ def test_ranks_that_would_train_something_else_are_told_apart(tmp_path: Path, ti
     codes, errors = Ranks(tmp_path, tiny_pack, configs).ended()
     assert codes == [7, 7]
     assert ["rank 1" in error and "another experiment" in error for error in errors] == [True, True]
+
+
+def test_leaving_is_not_held_up_by_a_line_that_an_exchange_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held(Table):
+        def set(self, key: str, value: str) -> None:
+            never.wait(SECONDS_TO_NOTICE)
+
+    never = threading.Event()
+    monkeypatch.setattr(world, "SECONDS_FOR_A_CAUSE", 0.1)
+    began = time.monotonic()
+    world.leave(Rank(1, 2, 1, 2, "127.0.0.1", 4000), Held(), "its disk is full")
+    assert time.monotonic() - began < SECONDS_TO_NOTICE / 2
+    never.set()
+
+
+def test_ranks_that_meet_and_can_t_connect_to_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = threading.Event()
+    monkeypatch.setattr(world, "prefixed", lambda _prefix, store: store)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: connected.wait(60.0))
+    rank, table = Rank(0, 2, 0, 1, "10.0.0.7", 4000), Table()
+    watched = Watched(Pulse(table, 0, ("rank 0 (hp)", "rank 1 (mac)"), 60.0))
+    with pytest.raises(ClusterError, match=r"all 2 ranks have met at 10\.0\.0\.7:4000, but can't all") as told:
+        world.connect(rank, watched, table, 0.1)
+    assert "GLOO_SOCKET_IFNAME" in told.value.hint
+    assert world_is_open()
+    connected.set()
+    watched.stop()
+    assert not world_is_open()
 
 
 def test_a_rank_that_does_not_come_is_told_within_the_time(tmp_path: Path, tiny_pack: Pack) -> None:

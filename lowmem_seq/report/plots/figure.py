@@ -21,6 +21,8 @@ Trace = dict[str, Any]
 BLUE, ORANGE, GREEN, RED, GREY, VIOLET, CARD = (
     f"var(--{name})" for name in ("blue", "orange", "green", "red", "grey", "violet", "card")
 )
+ACCURACY = {"tickformat": ".0%", "hoverformat": ".2%", "autorangeoptions": {"clipmin": 0, "clipmax": 1}}
+"""Of an axis; around a single value Plotly would show 100 % on either side."""
 LONGEST_LABEL = 28
 LONGEST_HOVER_LINE, MOST_HOVER_LINES = 56, 8
 FIRST_STRONG_ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
@@ -117,6 +119,11 @@ def time_unit(seconds: float) -> tuple[float, str]:
         ((unit, name) for unit, name in ((3600.0, "hours"), (60.0, "minutes")) if seconds > 2 * unit),
         (1.0, "seconds"),
     )
+
+
+def times(count: int) -> str:
+    """Return how often something happened, in words."""
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
 def first_and_last(series: Series) -> tuple[Point, Point]:

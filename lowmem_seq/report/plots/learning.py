@@ -6,6 +6,7 @@ from typing import Any
 
 from lowmem_seq.report.history import History
 from lowmem_seq.report.plots.figure import (
+    ACCURACY,
     BLUE,
     GREY,
     ORANGE,
@@ -51,14 +52,16 @@ def _accuracy(history: History) -> Figure | None:
         best = max(validated, key=lambda point: point.y)
         told.append(f"Validation accuracy was highest, {best.y:.2%}, {_at(history, best)}.")
     if tested:
-        told.append(f"On the test part it was {first_and_last(tested)[1].y:.2%}.")
-    layout = axes(STEP, "accuracy", rangemode="normal", tickformat=".0%", hoverformat=".2%")
+        last = first_and_last(tested)[1]
+        told.append(f"On the test part it was {last.y:.2%} {_at(history, last)}.")
+    layout = axes(STEP, "accuracy", rangemode="normal", **ACCURACY)
     return Figure("accuracy", "Accuracy", " ".join(told), _evaluations(validated, tested), layout)
 
 
 def _evaluations(validated: Series, tested: Series) -> list[Trace]:
     dots: dict[str, Any] = {"mode": "lines+markers", "marker": {"size": 5, "color": BLUE}}
     star: dict[str, Any] = {"mode": "markers", "marker": {"size": 13, "symbol": "star", "color": ORANGE}}
+    star["cliponaxis"] = False
     data = [curve("validation", validated, BLUE, **dots)] if validated else []
     return [*data, *([curve("test", tested, ORANGE, **star)] if tested else [])]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from lowmem_seq.report.clock import SPENT, Span
+from lowmem_seq.report.facts import told_share_of_cap
 from lowmem_seq.report.history import History, Mark
 from lowmem_seq.report.plots.figure import (
     BLUE,
@@ -21,13 +21,13 @@ from lowmem_seq.report.plots.figure import (
     axes,
     clock_text,
     curve,
-    first_and_last,
     paragraph,
     short,
     time_unit,
+    times,
 )
 from lowmem_seq.report.series import Point
-from lowmem_seq.units import format_bytes, format_seconds
+from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 THE_RUN = "the run"
 """The lane of a timeline that tells what a run of one machine was at."""
@@ -56,8 +56,8 @@ def memory_figure(history: History) -> Figure | None:
     if not held:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    highest, cap_bytes = max(point.y for point in (*held, *peaks)), first_and_last(caps)[1].y if caps else 0.0
-    scale, bytes_name = (1e9, "GB") if max(highest, cap_bytes) >= 1e9 else (1e6, "MB")
+    highest = max(point.y for point in (*held, *peaks))
+    scale, bytes_name = (1e9, "GB") if max((highest, *(point.y for point in caps))) >= 1e9 else (1e6, "MB")
     dashed = {"color": RED, "width": 2, "dash": "dash", "shape": "hv"}
     dotted = {"color": GREY, "width": 2, "dash": "dot", "shape": "hv"}
     data = [
@@ -66,8 +66,8 @@ def memory_figure(history: History) -> Figure | None:
         curve("cap", caps, RED, unit_seconds, scale, line=dashed),
         *_changes(list(history.marks), list(held), unit_seconds, scale),
     ]
-    of_the_cap = f", {highest / cap_bytes:.0%} of the cap of {format_bytes(round(cap_bytes))}" if cap_bytes else ""
-    text = f"All processes of the run held {format_bytes(round(highest))} at the most{of_the_cap}. "
+    told = [f"All processes of the run held {format_bytes(round(highest))} at the most", told_share_of_cap(history)]
+    text = f"{', '.join(filter(None, told))}. "
     layout = axes(f"{unit} that the run was alive", f"resident memory, {bytes_name}", hoverformat=".4~g")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("memory", "Memory under its cap", text + _told_changes(history), data, layout, 320, is_wide=True)
@@ -102,14 +102,10 @@ def _height_at(held: list[Point], seconds: float) -> float:
 
 
 def _told_changes(history: History) -> str:
-    if not history.marks:
+    smaller, larger = history.counts["smaller"], history.counts["larger"]
+    if not smaller + larger:
         return "It computed with one setting all the time."
-    larger = sum(mark.kind == "larger" for mark in history.marks)
-    return f"It went to a smaller setting {_times(len(history.marks) - larger)}, to a larger one {_times(larger)}."
-
-
-def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+    return f"It went to a smaller setting {times(smaller)}, to a larger one {times(larger)}."
 
 
 def _session_lines(history: History, unit_seconds: float) -> list[dict[str, Any]]:
@@ -129,8 +125,7 @@ def _speed(history: History) -> Figure | None:
     if not rates:
         return None
     unit_seconds, unit = time_unit(history.clock.alive_seconds)
-    usual = statistics.median_high([point.y for point in rates])
-    text = f"The run trained at {usual:,.0f} images/s most of the time; evaluations and saves are left out."
+    text = f"The median speed was {format_rate(history.rates.value or 0.0)}; evaluations and saves are left out."
     layout = axes(f"{unit} that the run was alive", "images/s", hoverformat=",.0f")
     layout["shapes"] = _session_lines(history, unit_seconds)
     return Figure("speed", "Speed", text, [curve("images/s", rates, BLUE, unit_seconds)], layout, is_wide=True)
@@ -151,10 +146,9 @@ def timeline_figure(history: History) -> Figure | None:
             data.append({**marks, "showlegend": False})  # its lane has its name
     lanes = [THE_RUN, *dict.fromkeys(lane for trace in data for lane in trace["y"] if lane != THE_RUN)]
     sessions = len(history.clock.session_starts) + 1
-    died = sum(one.kind == "died" for one in history.happenings)
     text = (
         f"From {clock_text(spans[0].begin)} to {clock_text(spans[-1].end)}, in {sessions} "
-        f"session{'s' * (sessions > 1)}; its trainer died {_times(died)}."
+        f"session{'s' * (sessions > 1)}; its trainer died {times(history.counts['died'])}."
     )
     layout = {
         "xaxis": {"type": "date"},

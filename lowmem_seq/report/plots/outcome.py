@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
-from lowmem_seq.report.plots.figure import BLUE, Figure, label, short
+from lowmem_seq.report.plots.figure import BLUE, Figure, label, short, times
 from lowmem_seq.runs.events import Event
 from lowmem_seq.text import harmless
 
@@ -16,6 +17,7 @@ MOST_IN_A_MATRIX = 120
 MOST_CONFUSIONS = 10
 LONGEST_NAME = 60
 HIGHEST = 760
+ZERO_WIDTH = "\u200b"
 LARGEST_COUNT = 2**53
 """Of pictures; JavaScript has no larger whole numbers."""
 
@@ -104,14 +106,14 @@ def _class_accuracies(outcome: Outcome) -> Figure:
         )
     if len(known) > len(shown):
         text += f" The {len(shown)} hardest of {len(known)} classes are shown."
-    return Figure("classes", "Accuracy by class", text, [trace], layout, _height(outcome))
+    return Figure("classes", "Accuracy by class", text, [trace], layout, _height(outcome), _are_wide(outcome))
 
 
 def _matrix(outcome: Outcome) -> Figure:
-    count = len(outcome.classes)
+    count, names = len(outcome.classes), _unlike(outcome.classes)
     shares = [[cell / max(1, sum(row)) for cell in row] for row in outcome.confusion]
     trace: dict[str, Any] = {
-        **{"type": "heatmap", "z": [[round(share, 4) for share in row] for row in shares]},
+        **{"type": "heatmap", "x": names, "y": names, "z": [[round(share, 4) for share in row] for row in shares]},
         **{"zmin": 0, "zmax": 1, "colorscale": [[0, "var(--card)"], [1, BLUE]], "xgap": 1, "ygap": 1},
         "customdata": outcome.confusion,
         "hovertemplate": "is %{y}, taken for %{x}: %{customdata}, %{z:.1%} of its class<extra></extra>",
@@ -124,14 +126,14 @@ def _matrix(outcome: Outcome) -> Figure:
     if worst:
         one = worst[0]
         taken = f"{_told(one.label)} was taken for {_told(one.answer)}"
-        told = f"Most often {taken}: {one.times:,} times, {one.share:.1%} of them."
+        told = f"Most often {taken}: {times(one.times)}, {one.share:.1%} of them."
     text = f"Rows are what a picture is, columns what it was taken for; colours are shares of the row. {told}"
     layout = {
-        "xaxis": {**_named(outcome.classes), "title": {"text": "taken for"}},
-        "yaxis": {**_named(outcome.classes), "title": {"text": "is"}, "autorange": "reversed"},
+        "xaxis": {"type": "category", "title": {"text": "taken for"}},
+        "yaxis": {"type": "category", "title": {"text": "is"}, "autorange": "reversed"},
         "hovermode": "closest",
     }
-    return Figure("confusion", "Confusion matrix", text, [trace], layout, _height(outcome))
+    return Figure("confusion", "Confusion matrix", text, [trace], layout, _height(outcome), _are_wide(outcome))
 
 
 def _height(outcome: Outcome) -> int:
@@ -139,8 +141,23 @@ def _height(outcome: Outcome) -> int:
     return min(HIGHEST, 210 + 34 * len(outcome.classes))
 
 
+def _are_wide(outcome: Outcome) -> bool:
+    """Whether the plots stand below each other, where so many names have room."""
+    return len(outcome.classes) > MOST_NUMBERED
+
+
+def _unlike(names: list[str]) -> list[str]:
+    """Return names as Plotly shows them, as many as there is room for; those that look alike differ unseen."""
+    seen: Counter[str] = Counter()
+    unlike = []
+    for name in map(label, names):
+        unlike.append(name + ZERO_WIDTH * seen[name])
+        seen[name] += 1
+    return unlike
+
+
 def _named(names: list[str]) -> dict[str, Any]:
-    """Return an axis whose places 0, 1, ... have names, as many of them as there is room for."""
+    """Return an axis whose places 0, 1, ... have names."""
     return {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [label(name) for name in names]}
 
 

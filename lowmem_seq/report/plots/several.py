@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowmem_seq.report.history import History
-from lowmem_seq.report.plots.figure import Figure, axes, curve, label, time_unit
+from lowmem_seq.report.plots.figure import ACCURACY, Figure, axes, curve, label, time_unit
 
 COLOURS = tuple(f"var(--{name})" for name in ("blue", "orange", "green", "red", "violet", "grey"))
 PLOT_HEIGHT, LEGEND_LINE_HEIGHT = 300, 20
 DASHES = ("solid", "dash", "dot", "dashdot")
 """After the colours, so that 24 runs are told apart."""
 BY_EPOCH = (
-    ("val_accuracy", "Validation accuracy", "accuracy", {"tickformat": ".0%", "hoverformat": ".2%"}),
+    ("val_accuracy", "Validation accuracy", "accuracy", ACCURACY),
     ("train_loss", "Training loss", "loss", {"hoverformat": ".4f"}),
     ("val_loss", "Validation loss", "loss", {"hoverformat": ".4f"}),
 )
@@ -26,7 +26,7 @@ def comparison_figures(named: Sequence[tuple[str, History]]) -> list[Figure]:
 
 
 def _by_epoch(
-    named: Sequence[tuple[str, History]], name: str, title: str, what: str, y_settings: dict[str, str]
+    named: Sequence[tuple[str, History]], name: str, title: str, what: str, y_settings: dict[str, Any]
 ) -> Figure:
     """Return a figure over the epochs: steps of runs with other batches don't compare."""
     data = [

@@ -5,7 +5,9 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const root = document.documentElement;
 const themeButton = document.getElementById("theme");
 const wantsDark = matchMedia("(prefers-color-scheme: dark)");
+const isNarrow = matchMedia("(max-width: 760px)");
 const PRINTED_WIDTH = 660;
+const LEGEND_LINE_HEIGHT = 20;
 
 /** The theme that the reader chose, or the system's. A browser may refuse to remember. */
 function chosenTheme() {
@@ -27,7 +29,6 @@ function rememberTheme(theme) {
 function showTheme(theme) {
   root.dataset.theme = theme;
   themeButton.textContent = theme === "dark" ? "Light" : "Dark";
-  themeButton.setAttribute("aria-pressed", String(theme === "dark"));
   themeButton.setAttribute("aria-label", theme === "dark" ? "Show in light colours" : "Show in dark colours");
 }
 
@@ -51,19 +52,33 @@ function axis(own) {
   return { ...lines, ticks: "", ...own, title: { font: { size: 12 }, standoff: 8, ...(own || {}).title } };
 }
 
+/** Whether a plot's legend stands below it: above, on a narrow screen, it would cover the buttons. */
+function hasLegendBelow(figure) {
+  return isNarrow.matches && figure.data.length > 1 && !figure.layout.legend;
+}
+
+function heightOf(figure) {
+  return figure.height + (hasLegendBelow(figure) ? LEGEND_LINE_HEIGHT * figure.data.length : 0);
+}
+
+function legendOf(figure) {
+  const legend = { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", traceorder: "normal", bgcolor: "rgba(0,0,0,0)" };
+  return hasLegendBelow(figure) ? { ...legend, yref: "container", y: 0 } : legend;
+}
+
 function layoutOf(figure) {
   const label = { bgcolor: "var(--card)", bordercolor: "var(--rule)", font: { color: "var(--ink)" }, align: "left", namelength: 40 };
   return {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: "var(--ink)", size: 12, family: getComputedStyle(document.body).fontFamily },
-    margin: { l: 48, r: 14, t: figure.data.length > 1 && !figure.layout.legend ? 56 : 30, b: 40 },
-    height: figure.height,
+    margin: { l: 48, r: 14, t: figure.data.length > 1 && !figure.layout.legend && !hasLegendBelow(figure) ? 56 : 30, b: 40 },
+    height: heightOf(figure),
     hovermode: "x unified",
     dragmode: "zoom",
     hoverlabel: label,
     showlegend: figure.data.length > 1,
-    legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", traceorder: "normal", bgcolor: "rgba(0,0,0,0)" },
+    legend: legendOf(figure),
     modebar: { bgcolor: "rgba(0,0,0,0)", color: "var(--faint)", activecolor: "var(--ink)" },
     ...figure.layout,
     xaxis: axis(figure.layout.xaxis),
@@ -86,6 +101,7 @@ const timesSetBack = {};
 /** Draw a plot in the present colours. What is zoomed stays so, unless the plot was set back since. */
 function draw(figure) {
   const style = getComputedStyle(root);
+  document.getElementById(figure.name).style.height = `${heightOf(figure)}px`;
   const layout = { ...layoutOf(figure), uirevision: timesSetBack[figure.name] || 0 };
   return Plotly.react(figure.name, coloured(figure.data, style), coloured(layout, style), CONFIG);
 }
@@ -131,6 +147,8 @@ wantsDark.addEventListener("change", (event) => {
     drawAll();
   }
 });
+
+isNarrow.addEventListener("change", drawAll);
 
 for (const figure of figures) {
   const place = document.getElementById(figure.name);
