@@ -303,7 +303,9 @@ def _warning(say: Callable[[Event], object], kind: Kind = "note") -> Callable[[E
 TELLERS: dict[str, Callable[[Event], Told | None]] = {
     "planned": _planned,
     "planning_cut": _warning(
-        lambda event: f"only {format_bytes(event['available_bytes'])} are left on this machine: no more is measured"
+        lambda event: (
+            f"only {format_bytes(event['available_bytes'])} are left here: what needs more is not measured"
+        )
     ),
     "session_started": _started,
     "session_ended": _ended,

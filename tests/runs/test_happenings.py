@@ -54,7 +54,7 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
     (
         "planning_cut",
         {"available_bytes": 300_000_000},
-        Told("note", "only 300 MB are left on this machine: no more is measured", True),
+        Told("note", "only 300 MB are left here: what needs more is not measured", True),
     ),
     (
         "session_started",

@@ -59,7 +59,9 @@ def test_a_packer_that_passes_the_cap_is_ended_and_leaves_no_pack(photos: Path) 
     Image.new("RGB", (LARGE_SIDE, LARGE_SIDE)).save(file, "PNG")
     write_folder(photos, {f"cat/large-{number}.png": file.getvalue() for number in range(6)})
     cap = system_reader().held_bytes(os.getpid()) + ENOUGH_FOR_SMALL_ONES
-    with pytest.raises(CapTooSmallError, match=r"^packing .* took .* [MG]B with all processes of the run") as caught:
+    with pytest.raises(
+        CapTooSmallError, match=r"^packing .* took .* [MG]B with all processes of the run"
+    ) as caught:
         packed(photos, cap)
     assert caught.value.exit_code == 3
     assert caught.value.hint.startswith(f"lowmem-seq data add '{photos}' --image-size 16   packs it without a cap")
