@@ -25,7 +25,7 @@ from tests.sessions import SECONDS_TO_WAIT, lowmem_seq, rewound
 from tests.test_docs import INSTALLING, READING_COMMANDS, ROOT, RUN_DIR, commands
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
-WITH_A_SECOND_MACHINE = {"--host", "--join", "--peer"}
+WITH_A_SECOND_MACHINE = {"--host", "--join", "--peer", "hp/small-20261122-230012"}
 RUN_ELSEWHERE = {*READING_COMMANDS, *QUICK, INSTALLING}
 LINES = sorted(
     line

@@ -111,6 +111,18 @@ def assert_it_ends_where_it_should(run: Path) -> None:
     assert max(path.name for path in (run / "checkpoints").iterdir()) == f"step-{STEPS:08d}"
 
 
+def assert_it_is_told_as_one_run_of_two_machines(two: TwoMachines) -> None:
+    """Both folders make one run: whose samples add up to all, and whose bytes are counted at both ends."""
+    [told] = json.loads(lowmem_seq("report", "host", "joiner", "--json", cwd=two.folder).stdout)
+    host, joiner = told["machines"]
+    assert (host["host"], joiner["host"]) == (True, False)
+    assert host["samples_accepted"] + joiner["samples_accepted"] == STEPS * 32
+    assert host["rounds"] >= joiner["rounds"] > 0
+    assert joiner["bytes_sent"] > 0
+    assert "page: " in lowmem_seq("report", "host", "joiner", "--html", "both.html", cwd=two.folder).stdout
+    assert (two.folder / "both.html").stat().st_size > 0
+
+
 def test_two_machines_train_one_model(two: TwoMachines) -> None:
     host = two.host()
     joiner = two.join()
@@ -125,6 +137,7 @@ def test_two_machines_train_one_model(two: TwoMachines) -> None:
     assert not events(two.run("joiner"), "validation")
     assert "with    " in host_said
     assert "dialling the host" in joiner_said
+    assert_it_is_told_as_one_run_of_two_machines(two)
 
 
 def test_one_machine_goes_on_when_the_other_is_cut_off_for_good(two: TwoMachines) -> None:
