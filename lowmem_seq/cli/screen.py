@@ -22,7 +22,7 @@ from lowmem_seq.supervisor.child import Message
 from lowmem_seq.units import format_bytes, format_rate, format_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_DRAWS = 0.5
+SECONDS_BETWEEN_DRAWS = 1.0
 OF_THE_FREE = f" ({SHARE_OF_AVAILABLE:.0%} of what is free)"
 LABELS = {
     "ranks_met": "engine",

@@ -6,7 +6,7 @@ micro-batch holds both, and no cut of the batch changes who is mixed with whom.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,11 +93,20 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    part: Part, mean: tuple[float, ...], deviation: tuple[float, ...], size: int
+    part: Part, mean: tuple[float, ...], deviation: tuple[float, ...], sizes: Iterable[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all images of a part, (B, H, W, 3) normalised, with their labels (B,), `size` at a time."""
+    """Yield all images of a part, (B, H, W, 3) normalised, with their labels (B,).
+
+    Args:
+        part: the images.
+        mean: of each channel.
+        deviation: of each channel.
+        sizes: how many come at a time; asked for before each batch, and never at its end.
+    """
     centre, spread = torch.tensor(mean), torch.tensor(deviation)
-    for start in range(0, part.size, size):
-        samples = np.arange(start, min(start + size, part.size))
-        images = normalise(torch.from_numpy(part.read(samples)), centre, spread)
-        yield images, torch.from_numpy(part.labels[start : start + size].astype(np.int64))
+    start, coming = 0, iter(sizes)
+    while start < part.size:
+        stop = min(start + next(coming), part.size)
+        images = normalise(torch.from_numpy(part.read(np.arange(start, stop))), centre, spread)
+        yield images, torch.from_numpy(part.labels[start:stop].astype(np.int64))
+        start = stop

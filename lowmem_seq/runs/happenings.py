@@ -323,6 +323,12 @@ TELLERS: dict[str, Callable[[Event], Told | None]] = {
     "tracking_failed": _warning(lambda event: f"{event['tracker']} is told nothing more: {event['cause']}"),
     "setting_changed": _setting_changed,
     "micro_batch_changed": _setting_changed,  # as releases before wrote it
+    "evaluation_cut": _note(
+        lambda event: (
+            f"evaluating {event['images']:,} images at a time instead of {event['images_before']:,}: "
+            f"{event['cause']}"
+        )
+    ),
     "setting_kept": _warning(lambda event: event["cause"]),
     "out_of_memory": _out_of_memory,
     "leak_noticed": _warning(lambda event: event["message"]),

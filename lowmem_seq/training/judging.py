@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 from torch import Tensor
@@ -110,4 +111,4 @@ def judge(classifier: Classifier, subject: Subject, tell: Callable[[int], None] 
 def _batches(classifier: Classifier, subject: Subject) -> Iterator[tuple[Tensor, Tensor]]:
     trained = classifier.trained
     for part in subject.parts:
-        yield from evaluation_batches(part, trained.mean, trained.deviation, classifier.batch)
+        yield from evaluation_batches(part, trained.mean, trained.deviation, repeat(classifier.batch))

@@ -296,7 +296,9 @@ class Training:
         self.journal.show_evaluation(part.size)
         described = self.pack.description
         own = self.ranks.part_to_evaluate(part) if shared else part
-        batches = evaluation_batches(own, described.mean, described.deviation, self.plan.micro_batch)
+        batches = evaluation_batches(
+            own, described.mean, described.deviation, self.setting.sizes_to_evaluate(self.state.counters.step)
+        )
         with self.state.averaged() as model:
             tally = count(
                 model,

@@ -215,7 +215,7 @@ class Probe:
         """Evaluate one batch, and tell how fast that is."""
         training = self._training
         described = training.pack.description
-        batches = evaluation_batches(training.parts.validation, described.mean, described.deviation, size)
+        batches = evaluation_batches(training.parts.validation, described.mean, described.deviation, [size])
         batch = next(iter(batches))
         with training.state.averaged() as model:
             seconds = _seconds(lambda: evaluate(model, [batch], len(training.parts.classes), training.accelerator))

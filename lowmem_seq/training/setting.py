@@ -8,6 +8,7 @@ the run. To grow waits for the next step.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -128,6 +129,24 @@ class SettingInForce:
         if self._before:
             self._before.pop()
         return None if larger is None else self.plan.with_setting(larger)
+
+    def sizes_to_evaluate(self, step: int) -> Iterator[int]:
+        """Yield how many images to evaluate next, for ever: the micro-batch, and less as soon as memory is short.
+
+        What came up meanwhile makes the steps smaller too, from the next one on.
+        """
+        size = self.plan.micro_batch
+        while True:
+            advice = self.governor.look(None)
+            if advice is not None:
+                self._advice = advice if advice.what == "restart" or self._smaller is not None else None
+                self.governor.changed(advice, has_changed=False)
+                if advice.what == "shrink" and size > 1:
+                    self._journal.record(
+                        "evaluation_cut", step=step, images=size // 2, images_before=size, cause=advice.cause
+                    )
+                    size //= 2
+            yield size
 
     def step_ended(self, steps_left: int) -> None:
         """Hear that a step is done; growth that won't fit the run is told of."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 import pytest
@@ -132,9 +132,16 @@ def test_each_epoch_shows_every_picture_once_and_changed_anew(parts: Parts) -> N
 @pytest.mark.parametrize("size", [1, 5, 12, 100])
 def test_evaluation_reads_every_picture_once_in_its_place(parts: Parts, size: int) -> None:
     about = parts.test.pack.description
-    read = list(evaluation_batches(parts.test, about.mean, about.deviation, size))
+    read = list(evaluation_batches(parts.test, about.mean, about.deviation, repeat(size)))
     assert [len(labels) for _, labels in read] == [min(size, 12 - start) for start in range(0, 12, size)]
     assert torch.cat([labels for _, labels in read]).tolist() == parts.test.labels.tolist()
     pixels = torch.from_numpy(parts.test.read(np.arange(12))).double() / 255
     expected = (pixels - torch.tensor(about.mean)) / torch.tensor(about.deviation)
     torch.testing.assert_close(torch.cat([images for images, _ in read]), expected.float(), atol=1e-5, rtol=0)
+
+
+def test_an_evaluation_can_change_its_size_on_the_way(parts: Parts) -> None:
+    about = parts.test.pack.description
+    read = list(evaluation_batches(parts.test, about.mean, about.deviation, iter([5, 4, 2, 1])))
+    assert [len(labels) for _, labels in read] == [5, 4, 2, 1]
+    assert torch.cat([labels for _, labels in read]).tolist() == parts.test.labels.tolist()

@@ -149,6 +149,11 @@ TOLD: list[tuple[str, dict[str, Any], Told]] = [
         {"micro_batch_before": 8, "micro_batch": 16, "cause": "calm"},
         Told("larger", "computes larger: micro-batch 8 -> 16 (calm)"),
     ),
+    (
+        "evaluation_cut",
+        {"step": 1, "images": 2, "images_before": 4, "cause": "somebody opened a browser"},
+        Told("note", "evaluating 2 images at a time instead of 4: somebody opened a browser", False),
+    ),
     ("setting_kept", {"cause": "nothing smaller is left"}, Told("note", "nothing smaller is left", True)),
     (
         "out_of_memory",

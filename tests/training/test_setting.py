@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -74,6 +75,14 @@ def digest(training: Training) -> tuple[str, str]:
     return weights_sha256(training.state.parameters), weights_sha256(training.state.optimizer.state())
 
 
+def looks_while_evaluating(training: Training, size: int) -> int:
+    """Return how often a run has looked in its validations and its test, of so many images at a time."""
+    validations = sum(event["event"] == "validation" for event in training.run.events)
+    parts = training.parts
+    looks: int = validations * math.ceil(parts.validation.size / size) + math.ceil(parts.test.size / size)
+    return looks
+
+
 def test_to_shrink_the_step_under_way_is_dropped_and_done_again_smaller(run: RunFolder, tmp_path: Path) -> None:
     training = trained(run, {4: SHRINK})  # at the second micro-batch of the second step
     (change,) = changes(run)
@@ -85,7 +94,7 @@ def test_to_shrink_the_step_under_way_is_dropped_and_done_again_smaller(run: Run
         **{"micro_batch": 2, "workers": 1, "recomputed_layers": 0},
         "cause": "somebody opened a browser",
     }
-    looks = 2 + 2 + 5 * 4  # whole, dropped, and five in four
+    looks = 2 + 2 + 5 * 4 + looks_while_evaluating(training, 2)  # whole, dropped, and five in four
     assert isinstance(training.setting.governor, Script)
     assert training.setting.governor.looks == looks
     assert read_plan(run).setting == Setting(2, 1)
@@ -130,7 +139,9 @@ def test_a_larger_setting_holds_what_was_measured_or_what_this_process_held_ther
     assert governor.peak_bytes == 400 * 10**6
     assert training.go()
     # to four from two, and to two from one, which was not measured
-    assert governor.offers == [None, 630 * 10**6, *[400 * 10**6] * (len(governor.offers) - 2)]
+    assert governor.offers[:2] == [None, 630 * 10**6]
+    assert set(governor.offers[2:]) == {400 * 10**6, None}
+    assert governor.offers[2:].count(None) == looks_while_evaluating(training, 1)
 
 
 def test_a_run_that_goes_on_small_knows_what_was_foretold(run: RunFolder) -> None:
@@ -138,9 +149,11 @@ def test_a_run_that_goes_on_small_knows_what_was_foretold(run: RunFolder) -> Non
         tiny_plan(4), micro_batch=2, measurements=(), predicted_peak_bytes=500 * 10**6, others_bytes=10**8
     )
     write_json(run.plan_file, small.to_json())
-    governor = trained(run, {}).setting.governor
+    training = trained(run, {})
+    governor = training.setting.governor
     assert isinstance(governor, Script)
-    assert set(governor.offers) == {400 * 10**6}
+    assert set(governor.offers) == {400 * 10**6, None}
+    assert governor.offers.count(None) == looks_while_evaluating(training, 2)
 
 
 @pytest.mark.parametrize("path", Sequencer2D.lstm_paths)
@@ -200,6 +213,48 @@ def test_where_nothing_smaller_is_left_the_run_goes_on_and_says_so_once(run: Run
     assert [event["cause"] for event in kept] == [
         "somebody opened a browser, and nothing smaller is left to compute with"
     ]
+
+
+class ShortWhileEvaluating(Script):
+    """Advises to shrink at the second look of the first evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.evaluating = 0
+
+    def look(self, larger_bytes: int | None) -> Advice | None:
+        self.evaluating += 1 if self.evaluating else 0
+        return SHRINK if self.evaluating == 3 else None
+
+
+def test_an_evaluation_goes_on_smaller_where_memory_is_short_and_so_do_the_steps_after_it(run: RunFolder) -> None:
+    governor = ShortWhileEvaluating()
+    training = open_training(run, read_plan(run), Channel(listen=False), governor)
+    training.train_step()
+    sizes: list[int] = []
+    governor.evaluating = 1
+    result, _seconds = training.evaluate_part(
+        training.parts.train, lambda _logits, labels: sizes.append(len(labels))
+    )
+    assert result is not None
+    images = training.parts.train.size
+    assert sizes[:2] == [4, 2]
+    assert set(sizes[1:-1]) == {2}
+    assert sum(sizes) == images == sum(map(sum, result.confusion))
+    (cut,) = [event for event in run.events if event["event"] == "evaluation_cut"]
+    assert (cut["step"], cut["images_before"], cut["images"]) == (1, 4, 2)
+    assert governor.heard == ["shrink"]  # which gives caches back
+    assert changes(run) == []
+    training.train_step()
+    assert [(event["step"], event["micro_batch_before"], event["micro_batch"]) for event in changes(run)] == [
+        (1, 4, 2)
+    ]
+
+
+def test_an_evaluation_of_one_image_at_a_time_gets_no_smaller(run: RunFolder) -> None:
+    training = opened(run, dict.fromkeys(range(1, 9), SHRINK))
+    sizes = training.setting.sizes_to_evaluate(0)
+    assert [next(sizes) for _ in range(8)] == [2, 1, 1, 1, 1, 1, 1, 1]
 
 
 def test_layers_are_computed_twice_where_the_plan_says_so(run: RunFolder) -> None:
