@@ -283,7 +283,7 @@ def test_the_cap_that_a_refusal_names_is_where_the_search_begins(
     monkeypatch.setattr(least, "PROGRAM", says(hint, TOO_SMALL))
     assert ask_for_a_cap("tiny") == 340
     monkeypatch.setattr(least, "PROGRAM", says(hint, 0))
-    with pytest.raises(RuntimeError, match="tiny under 100MB: code 0, plan tiny --data shapes"):
+    with pytest.raises(RuntimeError, match="tiny under 200MB: code 0, plan tiny --data shapes"):
         ask_for_a_cap("tiny")
     monkeypatch.setattr(least, "PROGRAM", says("out of luck", TOO_SMALL))
     with pytest.raises(RuntimeError, match="out of luck"):
